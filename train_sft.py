@@ -1,0 +1,182 @@
+"""Supervised fine-tuning of a Qwen-VL policy: imitate `thinking` + `solution`, or the answer alone.
+
+The cold start before GRPO, and the control beside it. Same prompts, same packed forward pass, same section order and
+names as train_grpo.py: `diff train_sft.py train_grpo.py` shows what reinforcement learning adds.
+
+Where this differs from R1-V's sft.py:
+ 1. the loss is on the assistant's tokens only, not on the system message and the question;
+ 2. image before text, the prompt is exactly the one that GRPO and evaluation use;
+ 3. Qwen2-VL, Qwen2.5-VL and Qwen3-VL, chosen by config.json.
+
+One step:
+ 1) the next P prompts of each process   2) their target tokens   3) loss and optimizer step   4) log   5) checkpoint
+
+Shapes: N response tokens of a micro-batch. Everything else as in model.py.
+
+    torchrun train_sft.py configs/tiny_sft.py                       # 2 CPU cores, about 1.5 minutes (python model.py out/tiny first)
+    torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py   # R1-V's CoT-SFT of Qwen2-VL-2B, 8 GPUs
+
+Writes to out_dir: config.json, metrics.jsonl, step-000100/ (Hugging Face checkpoints), resume/.
+"""
+
+import sys
+import time
+
+import common
+import data
+import model as models
+from configurator import configure
+
+# -----------------------------------------------------------------------------
+# default config: Qwen2-VL-2B on R1-V's distilled CLEVR reasoning, 8 GPUs; override with  train_sft.py configs/x.py --key=value
+# run
+out_dir = "out/sft"
+seed = 0
+resume = True             # go on from out_dir/resume if it is there; False starts over
+# policy
+model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id
+dtype = "bfloat16"        # 'float32' on CPUs
+attn = "auto"             # vision tower: 'auto' = flash_attention_2 where installed, else sdpa
+freeze_vision = False     # train the language model only
+grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
+# data
+data_source = "MMInstruction/Clevr_CoGenT_TrainA_R1"  # see data.py: scenes:..., file, folder or hub id
+data_split = "train"
+columns = ""              # 'solution=label,problem=text' if the columns have other names
+image_root = ""           # folder that relative image paths start from; default: the file's own
+task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
+template = "think"        # prompt: 'think', 'direct', 'box', 'zero'
+target = "cot"            # 'cot' = thinking and answer, 'answer' = the answer alone
+max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
+max_completion_length = 1024  # tokens of the target; longer rows are skipped
+min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
+max_pixels = 401408       # 512 visual tokens
+# optimization
+steps = 295               # 1 epoch of 37.8k rows at 128 rows a step
+batch_size = 128          # rows a step, over all processes
+learning_rate = 2e-5
+lr_schedule = "cosine"    # after the warm-up: 'constant', 'linear', 'cosine' (both to 0)
+warmup_steps = 30
+weight_decay = 0.0
+adam_betas = (0.9, 0.999)
+grad_clip = 1.0
+row_tokens = 4096         # rows are packed up to this length
+micro_tokens = 8192       # tokens of one forward pass; lower it if memory runs out
+zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
+offload_optimizer = False # optimizer state in CPU memory
+# logs and checkpoints
+log_interval = 1
+save_interval = 0         # steps between checkpoints; 0 = only at the end
+keep = 3                  # newest checkpoints to keep; 0 = all
+trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
+# -----------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    config = configure(globals(), sys.argv[1:], __file__)
+
+    # -------------------------------------------------------------------------
+    # processes
+    # -------------------------------------------------------------------------
+    rank, world, device = common.setup(seed)
+    say = print if rank == 0 else lambda *a, **k: None
+    if batch_size % world:
+        raise SystemExit(f"batch_size: {batch_size} rows do not divide among {world} processes; use a multiple of {world}")
+    rows_per_rank = batch_size // world
+    common.check_out_dir(out_dir, config, resume, rank)
+    log = common.Log(out_dir, rank, config, trackers)
+    stop = common.StopSignal()
+
+    # -------------------------------------------------------------------------
+    # data
+    # -------------------------------------------------------------------------
+    processor = models.load_processor(model)
+    rows = data.load_rows(data_source, data_split, columns, image_root, task)
+    end_id = models.end_ids(processor)[0]
+
+    def encode(row):
+        """Prompt of a row with its target tokens, the end token included: a policy that never sees it never learns to stop."""
+        text = data.target_text(row, target)
+        prompt = data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels)
+        prompt["target"] = processor.tokenizer(text, add_special_tokens=False).input_ids + [end_id]
+        if len(prompt["target"]) > max_completion_length:
+            raise data.BadRow(f"row {row['id']}: target of {len(prompt['target'])} tokens, more than max_completion_length={max_completion_length}")
+        return prompt
+
+    stream = data.Stream(rows, encode, seed, rank, world, say=say)
+    say(f"data: {len(rows):,} rows; {batch_size} rows a step = {world} processes x {rows_per_rank}; {steps} steps = {steps * batch_size / len(rows):.2f} epochs")
+
+    # -------------------------------------------------------------------------
+    # policy
+    # -------------------------------------------------------------------------
+    net = models.load_model(model, dtype, attn, device, say)
+    if freeze_vision:
+        net.model.visual.requires_grad_(False)
+    if grad_checkpointing:
+        net.gradient_checkpointing_enable({"use_reentrant": False})
+    # no banned ids here: the targets are given, and a target that holds one should show as a high loss
+    policy = models.Policy(net, banned=[]).train()
+    ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
+    engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
+    step, loop = 0, common.load_resume(engine, out_dir, rank, world) if resume else None
+    if loop:
+        step, stream.cursor = loop["step"], loop["cursors"][rank]
+        say(f"resume: step {step} of {out_dir}")
+    if rank == 0:
+        common.truncate_log(f"{out_dir}/metrics.jsonl", step)
+
+    # -------------------------------------------------------------------------
+    # the loop
+    # -------------------------------------------------------------------------
+    started, first_step, saved = time.time(), step, step
+    while step < steps:
+        t0 = time.time()
+        # 1) prompts, 2) their target tokens as "groups" of one completion
+        prompts = stream.take(rows_per_rank)
+        completions, n_tokens = [], 0
+        for prompt in prompts:
+            completions.append([(n_tokens, prompt["target"])])
+            n_tokens += len(prompt["target"])
+        batches = models.pack(prompts, completions, net, row_tokens, micro_tokens)
+
+        # 3) loss = - sum over all response tokens of log p(token), divided by their number over ALL ranks and micro-batches
+        total_tokens, = common.all_sum([n_tokens], device)
+        batches, real = common.same_count(batches, device)
+        loss_sum = 0.0
+        for m, batch in enumerate(batches):
+            batch = models.to_device(batch, device)
+            logp, _ = engine(batch)  # (N,)
+            # DeepSpeed averages gradients over the ranks, we want their sum: hence * world
+            loss = -logp.sum() / total_tokens * world * real[m]
+            if not loss.isfinite():
+                raise SystemExit(f"loss: {loss.item()} at step {step} (rows {[p['row']['id'] for p in prompts]}); no step was taken. Lower learning_rate or look at these rows")
+            engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
+            engine.backward(loss)
+            loss_sum += loss.item() / world
+        lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
+        for g in engine.optimizer.param_groups:
+            g["lr"] = lr
+        engine.step()
+        step += 1
+
+        # 4) log
+        loss_mean, skipped = common.all_sum([loss_sum, stream.skipped], device)
+        record = {"step": step, "loss": loss_mean, "lr": lr, "grad_norm": float(engine.get_global_grad_norm() or 0), "epoch": stream.epoch,
+                  "tokens_per_row": total_tokens / batch_size, "skipped_rows": int(skipped), "seconds": time.time() - t0}  # fmt: skip
+        log.write(record)
+        if step % log_interval == 0 or step == steps:
+            eta = (time.time() - started) / (step - first_step) * (steps - step)
+            say(f"step {step}/{steps} | loss {loss_mean:.4f} | lr {lr:.2e} | grad {record['grad_norm']:.2f} | epoch {stream.epoch:.2f} | "
+                f"{batch_size / record['seconds']:.0f} rows/s | skipped {int(skipped)} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
+
+        # 5) checkpoint
+        stopping = stop.anywhere(device)
+        if stopping or step == steps or (save_interval and step % save_interval == 0):
+            common.save_all(engine, net, processor, out_dir, {"step": step, "cursors": common.all_gather(stream.cursor)}, zero_stage, rank, keep)
+            saved = step
+        if stopping:
+            say(f"stopped by a signal at step {step}; the same command goes on from here")
+            break
+
+    say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{saved:06d}")
+    common.finish()
