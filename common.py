@@ -98,10 +98,13 @@ def same_count(batches: list[dict], device) -> tuple[list[dict], list[float]]:
     return batches + batches[-1:] * (most - len(batches)), [1.0] * len(batches) + [0.0] * (most - len(batches))
 
 
-def finish() -> None:
-    """End of a script: leave the process group in good order."""
+def finish(llm=None) -> None:
+    """End of a script: stop the vLLM engine before the process group that it shares, or its own clean-up fails."""
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    if hasattr(llm, "llm_engine"):
+        llm.llm_engine.engine_core.shutdown()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def run_header(argv: list[str]) -> dict:

@@ -127,6 +127,15 @@ class Rows:
         return {"id": row_id, "images": images, "problem": str(get["problem"]), "solution": solution, "task": get["task"] or self.task,
                 "thinking": get["thinking"] or None}  # fmt: skip
 
+    def first_usable(self) -> dict:
+        """The first row that can be read. SystemExit if there is none among the first 1,000."""
+        for i in range(min(len(self), 1000)):
+            try:
+                return self[i]
+            except BadRow as problem:
+                last = problem
+        raise SystemExit(f"data: none of the first rows of '{self.name}' can be used; the last one: {last}")
+
     def open_image(self, source, row_id: str) -> Image.Image:
         """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image. Raises BadRow naming what is wrong."""
         try:
@@ -342,10 +351,10 @@ class Stream:
         return prompts
 
 
-def take_all(rows: Rows, encode, rank: int = 0, world: int = 1, limit: int = 0, say=print) -> tuple[list[tuple[int, dict]], int]:
-    """Evaluation: this rank's share of the rows in order, as [(index, prompt)], and how many could not be used."""
+def take_all(rows: Rows, encode, rank: int, world: int, first: int, last: int, say=print) -> tuple[list[tuple[int, dict]], int]:
+    """Evaluation: this rank's share of rows first:last in order, as [(index, prompt)], and how many could not be used."""
     prompts, skipped = [], 0
-    for index in range(rank, min(len(rows), limit or len(rows)), world):
+    for index in range(first + rank, last, world):
         try:
             prompts.append((index, encode(rows[index])))
         except BadRow as problem:

@@ -177,6 +177,7 @@ def _all_visible(objects: list[dict], f: float) -> bool:
                     1.1 * f * RADIUS[o["size"]] * REACH[o["shape"]] / o["pixel_coords"][2]) for o in objects)
     for i, (_, x, y, r) in enumerate(discs):
         nearer = [(a, b, q) for _, a, b, q in discs[:i] if math.hypot(a - x, b - y) < q + r]
+        r *= 0.75                                    # the corners of the disc are mostly empty: look at its core
         seen = sum(all((x + r * p - a) ** 2 + (y + r * t - b) ** 2 > q * q for a, b, q in nearer) for p, t in _DISC)
         if seen < MIN_VISIBLE * len(_DISC):
             return False
@@ -392,7 +393,7 @@ def _render(shape: str, material: str, rotation: int, elevation: int, res: int):
         return a.reshape(n, over, n, over, -1).mean((1, 3)).squeeze(-1 if a.ndim == 1 else ())
 
     cover = down((which >= 0).astype(np.float32))
-    w, h = (round(s * min(res, 24)) for s in SHADOW)  # shadows are soft: half resolution or less will do
+    w, h = (round(s * min(res, 32)) for s in SHADOW)  # shadows are soft: half resolution or less will do
     shadow = _shadow(parts, rotation, GROUND[shape], cam, rays(w, h, *SHADOW)).reshape(h, w)
     fade = np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1]).clip(0, 0.2) * 5  # no hard end at the edge
     shadow = Image.fromarray((255 * np.clip(0.85 * shadow, 0, 1) * fade).astype(np.uint8))
@@ -647,6 +648,8 @@ if __name__ == "__main__":
     sheet = Image.new("RGB", (4 * 240, 6 * 180))
     for row, (split, layout) in enumerate(kinds):
         for column in range(4):
-            picture = draw_scene(sample_scene(column, split, layout)).resize((236, 176), Image.LANCZOS)
+            picture = draw_scene(sample_scene(column, split, layout))
+            factor = min(236 / picture.width, 176 / picture.height)
+            picture = picture.resize((int(picture.width * factor), int(picture.height * factor)), Image.LANCZOS)
             sheet.paste(picture, (column * 240 + 2, row * 180 + 2))
     sheet.save(sys.argv[1] if len(sys.argv) > 1 else "scenes.png")

@@ -224,7 +224,8 @@ if __name__ == "__main__":
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
     eval_prompts = []
     if eval_source and eval_interval:
-        eval_prompts, _ = data.take_all(data.load_rows(eval_source, "test", columns, image_root, task), encode, rank, world, eval_rows, say)
+        held_out = data.load_rows(eval_source, "test", columns, image_root, task)
+        eval_prompts, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
     say(f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions = {prompts_per_step * G} sequences over {world} "
         f"process(es), {updates_per_rollout} update(s) | {steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs")  # fmt: skip
 
@@ -255,15 +256,15 @@ if __name__ == "__main__":
                                   seed, device.type == "cuda", vllm_sleep)  # fmt: skip
     sleeps = llm is not None and vllm_sleep and device.type == "cuda"
 
-    def sample(prompts, n, seeds, temperature, progress=False):
+    def sample(prompts, n, seeds, temperature):
         """n completions of each prompt from the current policy."""
         draw, who = (sampling.rollout_vllm, llm) if llm else (sampling.rollout_hf, net)
-        return draw(who, prompts, n, seeds, temperature, top_p, top_k, max_completion_length, banned, end, progress)
+        return draw(who, prompts, n, seeds, temperature, top_p, top_k, max_completion_length, banned, end)
 
     def evaluate():
         """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
         sums = [0.0, 0.0, 0.0, 0.0]
-        done = sample([p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0, progress=rank == 0) if eval_prompts else []
+        done = sample([p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
         for (_, prompt), (completion,) in zip(eval_prompts, done, strict=True):
             parts = rewards.score(tokenizer.decode(completion.ids, skip_special_tokens=True), prompt["row"])
             sums = [a + b for a, b in zip(sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True)]
@@ -452,4 +453,4 @@ if __name__ == "__main__":
             break
 
     say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
-    common.finish()
+    common.finish(llm)

@@ -1,4 +1,4 @@
-"""Tests of scenes.py against numbers from outside it: the CoGenT table, CLEVR's coordinates, slow brute-force answers."""
+"""Tests of scenes.py against things outside it: the CoGenT table, CLEVR's coordinates, slow brute-force answers."""
 import json
 import sys
 from collections import Counter
@@ -12,7 +12,7 @@ import scenes
 from scenes import ask, describe_scene, described_objects, draw_scene, execute, full_description, sample_scene
 
 SPLITS, LAYOUTS = ("clevr", "cogent_b", "superclevr"), ("free", "grid")
-ONE, TWO = {"gray", "blue", "brown", "yellow"}, {"red", "green", "purple", "cyan"}  # Table in the CLEVR paper, section 4.7
+ONE, TWO = {"gray", "blue", "brown", "yellow"}, {"red", "green", "purple", "cyan"}  # the CLEVR paper on CoGenT
 WORDS = {"large": "large", "big": "large", "small": "small", "tiny": "small", "metal": "metal", "metallic": "metal",
          "shiny": "metal", "rubber": "rubber", "matte": "rubber", "block": "cube", "ball": "sphere"}
 
@@ -62,11 +62,13 @@ def test_every_count_occurs(layout, scenes_):
 
 
 def test_camera_matches_published_coordinates():
-    # 3d_coords -> pixel_coords of objects in CLEVR-generated 320x240 pictures; their camera is jittered by up to half a unit
-    for (x, y, z), (px, py, depth) in [((-2.6735, 2.7591, 0.7), (169, 58, 13.69)), ((-0.9653, -0.8989, 0.7), (116, 97, 10.45)),
-                                       ((0.4035, -1.7835, 0.7), (122, 125, 9.41)), ((-0.0212, 2.7837, 0.35), (220, 86, 12.27))]:
+    # 3d_coords and pixel_coords of objects in pictures that CLEVR's generator made, 320x240 (it moves its camera by
+    # up to half a unit along each axis, so only about the same numbers can come out)
+    known = [((-2.6735, 2.7591, 0.7), (169, 58, 13.69)), ((-0.9653, -0.8989, 0.7), (116, 97, 10.45)),
+             ((0.4035, -1.7835, 0.7), (122, 125, 9.41)), ((-0.0212, 2.7837, 0.35), (220, 86, 12.27))]
+    for (x, y, z), (px, py, depth) in known:
         a, b, d = scenes._project(*scenes._ground(x, y), z, 320, 240)
-        assert abs(a - px) <= 8 and abs(b - py) <= 8 and abs(d - depth) < 0.6
+        assert abs(a - px) <= 8 and abs(b - py) <= 8 and abs(d - depth) < 0.87
 
 
 def test_free_objects_keep_their_distance():
@@ -95,7 +97,8 @@ def test_relations_agree_with_coordinates():
         for name in ("left", "right", "front", "behind"):
             axis = np.array(scene["directions"][name])
             for i, a in enumerate(scene["objects"]):
-                slow = [j for j, b in enumerate(scene["objects"]) if (np.subtract(b["3d_coords"], a["3d_coords"]) * axis).sum() > 0.2]
+                slow = [j for j, b in enumerate(scene["objects"])
+                        if (np.subtract(b["3d_coords"], a["3d_coords"]) * axis).sum() > 0.2]
                 assert slow == scene["relationships"][name][i]
     # In the picture, an object clearly to the right of another in a grid is further to the right in pixels
     scene = sample_scene(1, layout="grid")
@@ -103,15 +106,17 @@ def test_relations_agree_with_coordinates():
         assert all(scene["objects"][j]["pixel_coords"][0] > scene["objects"][i]["pixel_coords"][0] for j in right_ones)
 
 
-@pytest.mark.parametrize(("split", "layout", "number"), [("clevr", "free", 30), ("superclevr", "free", 4), ("clevr", "grid", 30)])
+@pytest.mark.parametrize(("split", "layout", "number"), [
+    ("clevr", "free", 30), ("superclevr", "free", 1), ("clevr", "grid", 60), ("superclevr", "grid", 10)])
 def test_every_object_can_be_seen(split, layout, number):
-    threshold = {"free": 150, "grid": 25}[layout]  # CLEVR asks for 200 pixels of 320x240, shadows left out, as here
+    threshold = {"free": 150, "grid": 25}[layout]
     for seed in range(number):
         scene = sample_scene(seed, split, layout)
         full = np.asarray(draw_scene(scene)).astype(int)
         for i in range(len(scene["objects"])):
-            rest = {**scene, "objects": scene["objects"][:i] + scene["objects"][i + 1:]}
-            changed = np.abs(full - np.asarray(draw_scene(rest))).max(-1) > 24
+            others = [dict(o) for o in scene["objects"]]  # recoloured and not removed: its shadow must not count
+            others[i]["color"] = "yellow" if others[i]["color"] != "yellow" else "blue"
+            changed = np.abs(full - np.asarray(draw_scene({**scene, "objects": others}))).max(-1) > 4
             assert changed.sum() >= threshold, (seed, scene["objects"][i])
 
 
@@ -148,24 +153,13 @@ def test_share_of_missed_objects():
 # Answers, found again from the QUESTION'S WORDS alone (no program): an independent, slow reading of the English
 
 def matching(phrase: str, objects: list[dict]) -> list[dict]:
+    known = {*scenes.COLORS, *scenes.OOD_COLORS, *scenes.MODELS, *WORDS.values(), "thing", "object"}
     for word in phrase.split():
-        word = WORDS.get(word, word)
-        for plural in (word, word[:-1], word[:-2]):
-            plural = WORDS.get(plural, plural)
-            if plural in ("thing", "object", "item"):
-                break
-            if any(plural in (*scenes.COLORS, *scenes.OOD_COLORS, *scenes.MODELS, *scenes.SIZES, *scenes.MATERIALS) for _ in (0,)):
-                objects = [o for o in objects if plural in o.values_]
-                break
-        else:
-            raise AssertionError(f"unknown word {word!r}")
+        forms = [WORDS.get(w, w) for w in (word, word.removesuffix("s"), word.removesuffix("es"))]  # undo the plural
+        value = next(w for w in forms if w in known)
+        if value not in ("thing", "object"):
+            objects = [o for o in objects if value in (o["color"], o["shape"], o["size"], o["material"])]
     return objects
-
-
-class Thing(dict):
-    @property
-    def values_(self):
-        return [self[k] for k in ("color", "shape", "size", "material")]
 
 
 def one(phrase: str, objects: list) -> dict:
@@ -175,14 +169,17 @@ def one(phrase: str, objects: list) -> dict:
 
 
 def slow_answer(question: str, scene: dict, family: str) -> str:
-    objects, q = [Thing(o) for o in scene["objects"]], question.lower().rstrip("?")
+    objects, q = scene["objects"], question.lower().rstrip("?")
     yes = {True: "yes", False: "no"}
     if family == "count_all":
         return str(len(objects))
     if family == "count":
-        return str(len(matching(q.removeprefix("how many ").removeprefix("what number of ").removesuffix(" are there"), objects)))
+        q = q.removeprefix("how many ").removeprefix("what number of ").removesuffix(" are there")
+        return str(len(matching(q, objects)))
     if family == "exist":
-        return yes[bool(matching(q.removeprefix("are there any ").removeprefix("is there an ").removeprefix("is there a "), objects))]
+        for start in ("are there any ", "is there an ", "is there a "):
+            q = q.removeprefix(start)
+        return yes[bool(matching(q, objects))]
     if family == "compare_number":
         start, _, rest = q.removeprefix("are there ").removeprefix("an ").partition(" ")
         x, _, y = rest.removeprefix("number of ").partition(" and " if start == "equal" else " than ")
@@ -199,7 +196,8 @@ def slow_answer(question: str, scene: dict, family: str) -> str:
         return yes[one(x, objects)[attribute] == one(y, objects)[attribute]]
     if family == "query":
         for start, end, attribute in [("how big is the ", "", "size"), ("what is the color of the ", "", "color"),
-                                      ("what is the shape of the ", "", "shape"), ("what is the ", " made of", "material"),
+                                      ("what is the shape of the ", "", "shape"),
+                                      ("what is the ", " made of", "material"),
                                       *((f"what {a} is the ", "", a) for a in scenes.ATTRIBUTES)]:
             if q.startswith(start) and q.endswith(end):
                 return one(q.removeprefix(start).removesuffix(end), objects)[attribute]
@@ -223,7 +221,8 @@ def test_answers(family):
             continue
         asked += 1
         assert made == ask(scene, np.int64(seed), family) and made["family"] == family
-        assert made["answer"] == str(execute(made["program"], scene)) == slow_answer(made["question"], scene, family), made
+        assert made["answer"] == str(execute(made["program"], scene))
+        assert made["answer"] == slow_answer(made["question"], scene, family), made
         answers[made["answer"]] += 1
     assert asked >= 200
     if family in ("exist", "compare_number", "compare_attribute"):
@@ -253,4 +252,5 @@ def test_impossible_questions_are_refused():
         with pytest.raises(ValueError, match="cannot be asked"):
             ask(scene, 0, family)
     with pytest.raises(ValueError, match="not unique"):
-        execute([{"type": "scene", "inputs": [], "value_inputs": []}, {"type": "unique", "inputs": [0], "value_inputs": []}], scene)
+        execute([{"type": "scene", "inputs": [], "value_inputs": []},
+                 {"type": "unique", "inputs": [0], "value_inputs": []}], scene)

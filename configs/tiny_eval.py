@@ -1,0 +1,11 @@
+# The tiny model in distribution (CLEVR's objects, 4 x 4 grid) and out of it (vehicles, other colours, background and image size).
+# Hardware: 2 CPU cores, about 20 seconds. 500 scenes each that no training run has seen.
+#   python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000200
+model = "out/tiny_grpo/step-000200"
+dtype = "float32"
+sources = {
+    "clevr": "scenes:clevr?rows=500&seed=7&layout=grid&objects=1-8",
+    "superclevr": "scenes:superclevr?rows=500&seed=8&layout=grid&objects=1-8",
+}
+max_prompt_length = 128
+max_completion_length = 44
