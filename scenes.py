@@ -232,7 +232,7 @@ def draw_scene(scene: dict) -> Image.Image:
             away = CAM_DIST + v
             elevation = round(math.degrees(math.atan2(CAM_HEIGHT - o["3d_coords"][2], away)) / 5) * 5
             aside = math.degrees(math.atan2(u, away))  # seen from the side, an object shows another face
-        turn, step = TURN.get(o["shape"], 360), 10 if o["shape"] == "cube" else 15
+        turn, step = TURN.get(o["shape"], 360), 10 if o["shape"] == "cube" else 30 if grid else 15
         rotation = round((o["rotation"] - 49 + aside) % turn / step) * step % turn  # 49: world -> camera frame
         sprite = _sprite(o["shape"], o["color"], o["material"], rotation, elevation, round(scale * 4))
         stamps.append((px, py, *sprite))

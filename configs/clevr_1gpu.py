@@ -1,0 +1,19 @@
+# R1-V's recipe on one 80 GB GPU: the same 128 sequences a step as configs/clevr.py, one process.
+# Hardware: 1 x 80 GB. Weights, gradients, AdamW state and reference of a 2B model are about 40 GB; vLLM sleeps during the update.
+#   torchrun train_grpo.py configs/clevr_1gpu.py
+# 24-48 GB: add --freeze_vision=True --offload_optimizer=True --beta=0.0 --micro_tokens=4096 --row_tokens=4096
+out_dir = "out/clevr_1gpu"
+model = "Qwen/Qwen2-VL-2B-Instruct"
+data_source = "leonardPKU/clevr_cogen_a_train"
+prompts_per_step = 16
+group_size = 8
+max_prompt_length = 1024
+max_completion_length = 256
+temperature = 0.9
+beta = 0.04
+learning_rate = 1e-6
+steps = 100
+grad_checkpointing = True
+vllm_gpu_memory = 0.3
+zero_stage = 0            # one process: there is nothing to shard
+save_interval = 50

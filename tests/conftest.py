@@ -1,0 +1,27 @@
+"""Fixtures: the tiny models, built once per test session in a temporary folder, and one process group of one process."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """tiny_folder(family) -> folder of a randomly initialised checkpoint of that family."""
+    import data
+    import model
+
+    base, corpus = tmp_path_factory.mktemp("tiny"), None
+
+    def build(family: str = "qwen2_5_vl") -> str:
+        nonlocal corpus
+        corpus = corpus or data.tiny_corpus()
+        if not (base / family).exists():
+            model.build_tiny(str(base / family), corpus, family)
+        return str(base / family)
+
+    return build
