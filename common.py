@@ -26,7 +26,8 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", free_port())):
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in alone.items():
         os.environ.setdefault(name, str(value))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -119,8 +120,9 @@ def run_header(argv: list[str]) -> dict:
         except PackageNotFoundError:
             continue
     git = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}"
-    return {"command": argv, "commit": git.stdout.strip() or "unknown", "versions": versions, "device": gpu, "started": time.strftime("%F %T")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    commit = git.stdout.strip() or "unknown"
+    return {"command": argv, "commit": commit, "versions": versions, "device": device, "started": time.strftime("%F %T")}
 
 
 # -----------------------------------------------------------------------------
@@ -168,6 +170,18 @@ def freeze(policy, config: dict):
     return deepspeed.initialize(model=policy, config=config, dist_init_required=False)[0]
 
 
+def grad_norm(engine, dtype: str) -> float:
+    """Norm of the gradient before clipping, after engine.step(). 0.0 for ZeRO stage 0 in float32, where DeepSpeed does not keep it.
+
+    SystemExit if it is not finite: the weights are spoilt, and the run ends before they are saved. (float16 excepted: there
+    DeepSpeed skips such a step and lowers its loss scale.)
+    """
+    norm = float(engine.get_global_grad_norm() or 0)
+    if not math.isfinite(norm) and dtype != "float16":
+        raise SystemExit(f"gradient: its norm is {norm}; nothing of this step was saved. Lower learning_rate and run the same command again")
+    return norm
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str, floor: float = 0.0) -> float:
     """Learning rate of `step` (from 0): linear warm-up over `warmup` steps, then constant, linear or cosine to floor * peak.
 
@@ -205,16 +219,21 @@ class StopSignal:
         return all_max(float(self.seen is not None), device) > 0
 
 
-def check_out_dir(out_dir: str, config: dict, resume: bool, rank: int, free=("steps", "resume", "keep", "save_interval", "eval_interval", "log_rollouts")) -> None:
-    """Write config.json, or refuse to go on in a folder that another config made (`free` knobs may differ)."""
+# Knobs that may change when a run is resumed: they do not touch what the steps so far have computed.
+FREE_KNOBS = ("steps", "resume", "keep", "trackers", "thumbnails", "log_interval", "save_interval", "eval_interval", "show_interval")
+
+
+def check_out_dir(out_dir: str, config: dict, resume: bool, rank: int) -> None:
+    """Write config.json, or refuse to go on in a folder that another config made. ALL RANKS."""
     path = Path(out_dir, "config.json")
     if path.exists():
         before = json.loads(path.read_text())
         now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-        differs = [k for k in now if k in before and k not in free and before[k] != now[k]]
+        differs = [k for k in now if k in before and k not in FREE_KNOBS and before[k] != now[k]]
         if resume and differs:
             k = differs[0]
-            raise SystemExit(f"out_dir: '{out_dir}' holds a run with {k}={before[k]!r}, now it is {now[k]!r}; use another --out_dir, or --resume=False to start over")
+            raise SystemExit(f"out_dir: '{out_dir}' holds a run with {k}={before[k]!r}, now it is {now[k]!r}; "
+                             "use another --out_dir, or --resume=False to start over")  # fmt: skip
         if not resume and rank == 0:
             for old in [*Path(out_dir).glob("step-*"), Path(out_dir, "resume")]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -266,7 +285,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def save_resume(engine, out_dir: str, loop: dict, rank: int) -> None:
-    """Everything needed to go on, in out_dir/resume/step-N: ZeRO shards, random states and `loop`. ALL RANKS. Older ones are removed after."""
+    """Everything needed to go on, in out_dir/resume/step-N: ZeRO shards, random states, `loop`. ALL RANKS. Removes older ones."""
     folder = Path(out_dir, "resume")
     final, temporary = folder / f"step-{loop['step']:06d}", folder / f"step-{loop['step']:06d}.tmp"
     if rank == 0:
@@ -292,7 +311,7 @@ def load_resume(engine, out_dir: str, rank: int, world: int) -> dict | None:
         return None
     saved = len(list(done[-1].glob("rank-*.pt")))
     if saved != world:
-        raise SystemExit(f"resume: '{done[-1]}' was written by {saved} processes and this run has {world}; start it with torchrun --nproc_per_node accordingly")
+        raise SystemExit(f"resume: '{done[-1]}' was written by {saved} process(es), this run has {world}; start it with as many")
     loaded, _ = engine.load_checkpoint(str(done[-1]), tag="state")
     if loaded is None:
         raise SystemExit(f"resume: '{done[-1]}' could not be loaded; remove it, or start over with --resume=False")
@@ -313,8 +332,8 @@ def save_all(engine, model, processor, out_dir: str, loop: dict, zero_stage: int
         export(model, processor, path, zero_stage, rank)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError, safetensors as OSError
         complete = sorted(p.name for p in Path(out_dir, "resume").glob("step-*") if p.suffix != ".tmp")
-        raise SystemExit(f"save: writing '{path}' failed ({str(error).splitlines()[0][:160]}); free some space and run the same command again: "
-                         f"it goes on from {complete[-1] if complete else 'the start'}") from error  # fmt: skip
+        raise SystemExit(f"save: writing '{path}' failed ({str(error).splitlines()[0][:160]}); free some space and run the same command "
+                         f"again: it goes on from {complete[-1] if complete else 'the start'}") from error  # fmt: skip
     if rank == 0 and keep > 0:
         for old in sorted(p for p in Path(out_dir).glob("step-*") if p.suffix != ".tmp")[:-keep]:
             shutil.rmtree(old, ignore_errors=True)

@@ -32,10 +32,11 @@ import scenes
 
 # One instruction per template. "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
 TEMPLATES = {
-    "think": "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags.",  # R1-V's wording
+    # R1-V's wording, two spaces included
+    "think": "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags.",
     "direct": "{problem}  Output only the final answer (number) in <answer> </answer> tags.",
-    "box": "{problem}\nFirst output the thinking process in <think> </think> tags and then output the final answer in <answer> </answer> tags. "
-    "Output the final answer in JSON format.",
+    "box": "{problem}\nFirst output the thinking process in <think> </think> tags and then output the final answer in "
+    "<answer> </answer> tags. Output the final answer in JSON format.",
     "zero": "{problem}",  # the instruction is the system message below, as in R1-Zero: for text-only rows
 }
 ZERO_SYSTEM = (
@@ -66,9 +67,10 @@ class SceneRecords:
     """`count` drawn scenes as records; scene i is the same for ever, so nothing has to be stored."""
 
     def __init__(self, split: str, rows: int = 1000, seed: int = 0, layout: str = "free", objects: str = "3-10", size: str = "",
-                 family: str = "count_all", miss: float = 0.0):  # fmt: skip
+                 family: str = "count_all", miss: float = 0.0, jitter: float = 0.0):  # fmt: skip
         low, _, high = objects.partition("-")
-        self.split, self.rows, self.seed, self.family, self.miss = split, int(rows), int(seed), family, float(miss)
+        self.split, self.rows, self.seed, self.family = split, int(rows), int(seed), family
+        self.miss, self.jitter = float(miss), float(jitter)
         self.sample = {"layout": layout, "min_objects": int(low), "max_objects": int(high or low)}
         self.sample["size"] = tuple(int(x) for x in size.split("x")) if size else None
 
@@ -82,7 +84,15 @@ class SceneRecords:
         if self.miss and self.family == "count_all":
             # the fallible teacher overlooks small objects; what it answers agrees with what it listed, not with the truth
             answer = str(len(scenes.described_objects(scene, self.miss)))
-        return {"id": f"{self.split}/{self.seed}/{i}", "images": [scenes.draw_scene(scene)], "problem": qa["question"], "solution": answer,
+        image = scenes.draw_scene(scene)
+        if self.jitter:  # brightness and white balance, each channel by up to +-jitter: an eye that knows one lamp only is no eye
+            light, rng = [], random.Random(f"jitter-{self.seed}-{i}")
+            brightness = rng.uniform(1 - self.jitter, 1 + self.jitter)
+            for channel in image.split():
+                gain = brightness * rng.uniform(1 - self.jitter / 2, 1 + self.jitter / 2)
+                light.append(channel.point([min(255, round(v * gain)) for v in range(256)]))
+            image = Image.merge("RGB", light)
+        return {"id": f"{self.split}/{self.seed}/{i}", "images": [image], "problem": qa["question"], "solution": answer,
                 "thinking": scenes.describe_scene(scene, self.miss), "task": "count" if answer.isdigit() else "text"}  # fmt: skip
 
 
@@ -103,8 +113,8 @@ class Rows:
         self.count_scene = self.columns["problem"] is None and "objects" in first  # CLEVR's scene files: ask for the number of objects
         for key in () if self.count_scene else ("problem", "solution"):
             if self.columns[key] is None:
-                raise SystemExit(f"data: '{name}' has no column for the {key} ({', '.join(COLUMNS[key])}); it has {', '.join(map(str, first))}. "
-                                 f"Name it with --columns={key}=NAME")  # fmt: skip
+                raise SystemExit(f"data: '{name}' has no column for the {key} ({', '.join(COLUMNS[key])}); "
+                                 f"it has {', '.join(map(str, first))}. Name it with --columns={key}=NAME")  # fmt: skip
 
     def __len__(self):
         return len(self.records)
@@ -127,15 +137,6 @@ class Rows:
         return {"id": row_id, "images": images, "problem": str(get["problem"]), "solution": solution, "task": get["task"] or self.task,
                 "thinking": get["thinking"] or None}  # fmt: skip
 
-    def first_usable(self) -> dict:
-        """The first row that can be read. SystemExit if there is none among the first 1,000."""
-        for i in range(min(len(self), 1000)):
-            try:
-                return self[i]
-            except BadRow as problem:
-                last = problem
-        raise SystemExit(f"data: none of the first rows of '{self.name}' can be used; the last one: {last}")
-
     def open_image(self, source, row_id: str) -> Image.Image:
         """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image. Raises BadRow naming what is wrong."""
         try:
@@ -149,7 +150,7 @@ class Rows:
             for path in (self.image_root / source, self.folder.parent / "images" / str(source).split("_")[-2:][0] / source):
                 if path.is_file():
                     return Image.open(path).convert("RGB")
-            raise BadRow(f"row {row_id}: image file {self.image_root / source} not found (set --image_root to the folder the paths start from)")
+            raise BadRow(f"row {row_id}: image file {self.image_root / source} not found (--image_root is the folder the paths start from)")
         except (OSError, UnidentifiedImageError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             # SyntaxError is what Pillow raises on some broken PNGs
             raise BadRow(f"row {row_id}: broken image ({type(error).__name__}: {str(error)[:80]})") from error
@@ -168,7 +169,8 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
             records = SceneRecords(name, **dict(parse_qsl(query, strict_parsing=bool(query))))
             records[0]
         except (TypeError, ValueError, KeyError) as error:
-            raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8") from error
+            example = "scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8"
+            raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: {example}") from error
     elif path.suffix in (".json", ".jsonl") and path.exists():
         records, folder = read_json(path), path.parent
     elif path.exists():
@@ -182,7 +184,7 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
             table = datasets.load_from_disk(spec)
             table = table if isinstance(table, datasets.Dataset) else table[split]
         else:
-            raise SystemExit(f"data: '{spec}' is neither .json, .jsonl, .parquet, a folder of .parquet files nor a folder written by save_to_disk")
+            raise SystemExit(f"data: '{spec}' is no .json, .jsonl or .parquet file, nor a folder of .parquet files or of save_to_disk")
         records, folder = undecoded(table), path if path.is_dir() else path.parent
     elif spec.count("/") == 1 and not path.suffix and not spec.startswith("."):
         import datasets
@@ -253,13 +255,17 @@ def fit_image(image: Image.Image, factor: int, min_pixels: int, max_pixels: int)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+MAX_IMAGES = 16  # per prompt; vLLM wants to know the limit when it starts, and it costs nothing to name a high one
+
+
 def encode_prompt(row: dict, processor, template: str = "think", max_prompt_length: int = 1024, min_pixels: int = 3136,
                   max_pixels: int = 401408) -> dict:  # fmt: skip
     """What the samplers and the trainer need of one row: a prompt.
 
     Returns {"row" (with its images resized), "token_ids" (one placeholder per image: vLLM expands it itself), "input_ids"
     (expanded), "pixel_values" (patches, values) or None, "image_grid_thw" (images, 3) or None}.
-    Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included) or an image cannot be resized.
+    Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included), has more than MAX_IMAGES images or one
+    that cannot be resized.
     """
     ip, tokenizer = processor.image_processor, processor.tokenizer
     text = processor.apply_chat_template(build_prompt(row, template), tokenize=False, add_generation_prompt=True)
@@ -269,6 +275,8 @@ def encode_prompt(row: dict, processor, template: str = "think", max_prompt_leng
         raise BadRow(f"row {row['id']}: the text of the problem contains an image placeholder token")
     pixels = grid = None
     input_ids, row = token_ids, row | {"images": list(row["images"])}
+    if len(row["images"]) > MAX_IMAGES:
+        raise BadRow(f"row {row['id']}: {len(row['images'])} images, more than {MAX_IMAGES}")
     if row["images"]:
         try:
             row["images"] = [fit_image(im, ip.patch_size * ip.merge_size, min_pixels, max_pixels) for im in row["images"]]
@@ -302,12 +310,13 @@ class Stream:
     (rows looked at so far by this rank) is all there is to save: the same cursor gives the same next prompts.
     """
 
-    def __init__(self, rows: Rows, encode, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True, cursor: int = 0, say=print):
+    def __init__(self, rows: Rows, encode, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True, say=print):
         if len(rows) < world:
             raise SystemExit(f"data: {len(rows)} rows for {world} processes; every process needs at least one")
-        self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.cursor, self.say = rows, encode, seed, rank, world, shuffle, cursor, say
+        self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.say = rows, encode, seed, rank, world, shuffle, say
         self.per_epoch = len(rows) // world  # of this rank; a rest of less than `world` rows is left for other epochs
-        self.skipped, self.order, self.pending, self.worker = 0, (-1, []), None, ThreadPoolExecutor(1)
+        self.cursor, self.skipped = 0, 0
+        self.order, self.pending, self.worker = (-1, []), None, ThreadPoolExecutor(1)
 
     @property
     def epoch(self) -> float:
@@ -330,14 +339,10 @@ class Stream:
                 prompts.append(self.encode(self.rows[index]))
             except BadRow as problem:
                 problems.append(str(problem))
-                if len(problems) >= 1000 or len(problems) >= self.per_epoch and not prompts:
-                    raise SystemExit(f"data: {len(problems)} rows in a row of '{self.rows.name}' cannot be used; the last one: {problem}") from problem
+                n_bad = len(problems)
+                if n_bad >= 1000 or n_bad >= self.per_epoch and not prompts:
+                    raise SystemExit(f"data: {n_bad} rows on end of '{self.rows.name}' cannot be used; the last: {problem}") from problem
         return prompts, cursor, problems
-
-    def peek(self, n: int) -> list[dict]:
-        """The prompts that take(n) will give next."""
-        self.pending = self.pending or self.worker.submit(self.collect, self.cursor, n)
-        return self.pending.result()[0]
 
     def take(self, n: int) -> list[dict]:
         """The next n prompts. Raises SystemExit if a whole epoch (or 1,000 rows) holds none that can be used."""
@@ -365,8 +370,8 @@ def take_all(rows: Rows, encode, rank: int, world: int, first: int, last: int, s
 
 def tiny_corpus() -> list[str]:
     """Text that the tiny model's tokenizer is trained on: the prompts, and the words of the scenes. Frequent words become one token."""
-    lines = [build_prompt({"problem": scenes.ask(scenes.sample_scene(i, split=s, layout="grid"), i, "count_all")["question"], "images": [], "task": "count"}, t)[-1]
-             ["content"][0]["text"] for t in ("think", "direct") for s in ("clevr", "superclevr") for i in range(5)]  # fmt: skip
+    question = {"problem": "How many items are there in the image?", "images": [], "task": "count"}
+    lines = [build_prompt(question, template)[0]["content"][0]["text"] for template in ("think", "direct") for _ in range(10)]
     for split in ("clevr", "cogent_b", "superclevr"):
         for i in range(60):
             scene = scenes.sample_scene(i, split=split, layout="grid", min_objects=1, max_objects=8)

@@ -66,7 +66,7 @@ if __name__ == "__main__":
     say = print if rank == 0 else lambda *a, **k: None
     chosen = {"eval": data_source} if data_source else {k: v for k, v in sources.items() if v}
     if not model or not chosen:
-        raise SystemExit("eval: name a checkpoint and rows, for example: python eval.py --model=out/tiny_grpo/step-000200 --data_source=rows.jsonl")
+        raise SystemExit("eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000200 --data_source=rows.jsonl")
     if backend not in ("vllm", "hf"):
         raise SystemExit(f"backend: '{backend}' is none of vllm, hf")
     if samples > 1 and temperature == 0:
@@ -90,15 +90,17 @@ if __name__ == "__main__":
 
     banned = models.banned_ids(AutoConfig.from_pretrained(model), processor)
     if backend == "vllm":
-        images = max(len(rows.first_usable()["images"]) for rows in loaded.values())
-        policy, draw = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, max(images, 1), 256, vllm_gpu_memory, seed,
-                                           device.type == "cuda"), sampling.rollout_vllm  # fmt: skip
+        draw, policy = sampling.rollout_vllm, sampling.start_vllm(
+            model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, gpu_memory=vllm_gpu_memory, seed=seed,
+            cuda=device.type == "cuda",
+        )  # fmt: skip
     else:
         policy, draw = models.load_model(model, dtype, attn, device, say), sampling.rollout_hf
 
     # -------------------------------------------------------------------------
     # generate and score
     # -------------------------------------------------------------------------
+    settings = {"top_p": top_p, "top_k": top_k, "max_tokens": max_completion_length, "banned": banned, "end": end, "progress": rank == 0}
     folder = Path(out_dir or Path(model, "eval"))
     started, table = time.time(), {}
     for name, rows in loaded.items():
@@ -108,14 +110,15 @@ if __name__ == "__main__":
             part, bad = data.take_all(rows, encode, rank, world, first, min(first + batch_rows * world, total), print)
             skipped += bad
             seeds = [sampling.sample_seed(seed, 0, index) for index, _ in part]
-            groups = draw(policy, [p for _, p in part], samples, seeds, temperature, top_p, top_k, max_completion_length, banned, end, rank == 0) if part else []
+            groups = draw(policy, [p for _, p in part], samples, seeds, temperature, **settings)
             for (index, prompt), group in zip(part, groups, strict=True):
                 row, outputs = prompt["row"], []
                 for c in group:
                     text = tokenizer.decode(c.ids, skip_special_tokens=True)
-                    parts = rewards.score(text, row)
-                    outputs.append({"text": text, "answer": rewards.extract_answer(text, strict=False), "accuracy": parts["accuracy"], "format": parts["format"],
-                                    "lenient": rewards.score(text, row, strict=False)["accuracy"], "tokens": len(c.ids), "finished": c.finished})  # fmt: skip
+                    outputs.append({
+                        "text": text, "answer": rewards.extract_answer(text, strict=False), **rewards.score(text, row),
+                        "lenient": rewards.accuracy_reward(text, row, strict=False), "tokens": len(c.ids), "finished": c.finished,
+                    })  # fmt: skip
                 results.append({"index": index, **{k: row[k] for k in ("id", "problem", "solution", "task")}, "outputs": outputs})
         results = sorted((r for part in common.all_gather(results) for r in part), key=lambda r: r["index"])
         skipped = sum(common.all_gather(skipped))
@@ -127,8 +130,8 @@ if __name__ == "__main__":
 
         n = len(results)
         low, high = wilson(mean("accuracy") * n, n)
-        table[name] = {"n": n, "skipped": skipped, "accuracy": mean("accuracy"), "interval": [low, high], "lenient": mean("lenient"), "format": mean("format"),
-                       "length": mean("tokens"), "finished": mean("finished")}  # fmt: skip
+        table[name] = {"n": n, "skipped": skipped, "accuracy": mean("accuracy"), "interval": [low, high], "lenient": mean("lenient"),
+                       "format": mean("format"), "length": mean("tokens"), "finished": mean("finished")}  # fmt: skip
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             record = {"name": name, "source": chosen[name], **table[name], "config": config, "results": results}
@@ -137,6 +140,7 @@ if __name__ == "__main__":
     say(f"{'source':<14}{'n':>6}{'accuracy':>10}{'95 % interval':>17}{'lenient':>9}{'format':>8}{'length':>8}{'skipped':>9}")
     for name, t in table.items():
         low, high = t["interval"]
-        say(f"{name:<14}{t['n']:>6}{t['accuracy']:>10.1%}{f'{low:.1%} - {high:.1%}':>17}{t['lenient']:>9.1%}{t['format']:>8.1%}{t['length']:>8.1f}{t['skipped']:>9}")
+        say(f"{name:<14}{t['n']:>6}{t['accuracy']:>10.1%}{f'{low:.1%} - {high:.1%}':>17}{t['lenient']:>9.1%}{t['format']:>8.1%}"
+            f"{t['length']:>8.1f}{t['skipped']:>9}")  # fmt: skip
     say(f"{common.clock(time.time() - started)}, every output in {folder}/")
     common.finish(policy)

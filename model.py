@@ -42,7 +42,8 @@ def check_model_folder(path: str) -> str:
     if not config_file.is_file():
         if not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "out/")):
             return "hub id"  # looks like org/name: transformers will fetch it, and say so if it cannot
-        raise SystemExit(f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, or make the tiny model with: python model.py {path}")
+        raise SystemExit(f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, "
+                         f"or make the tiny model with: python model.py {path}")  # fmt: skip
     family = json.loads(config_file.read_text()).get("model_type")
     if family not in FAMILIES:
         raise SystemExit(f"model: '{path}' is a '{family}' checkpoint; this code trains {', '.join(FAMILIES)}")
@@ -212,7 +213,8 @@ def group_mask(group: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
     return (same_group & shared & causal)[:, None]  # padding (group -1) sees earlier padding: no empty rows, no NaN
 
 
-def token_logprobs(logits: torch.Tensor, target: torch.Tensor, temperature: float, banned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logprobs(logits: torch.Tensor, target: torch.Tensor, temperature: float,
+                   banned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Log-probs (n,) of `target` (n,) and entropy (n,) under softmax(logits / temperature) without the banned ids.
 
     logits (n, V) before temperature, banned (V,) bool. This is the distribution the sampler draws from (top_p = 1).
@@ -291,8 +293,9 @@ def tiny_processor(corpus: list[str], family: str):
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=1024, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False,
-                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: any text can be encoded
+    settings = {"vocab_size": 1024, "min_frequency": 2, "special_tokens": SPECIAL_TOKENS, "initial_alphabet": alphabet}
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(show_progress=False, **settings))
     tokenizer = tf.PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE,
         extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>",

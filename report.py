@@ -2,217 +2,279 @@
 
     python report.py out/tiny_grpo
 
-Reads what train_grpo.py and train_sft.py write to OUT_DIR: metrics.jsonl (needed), rollouts.jsonl, config.json and run.json
-(each used if there). The trainer calls it in the background at every checkpoint, so the inputs may end in half a line, which
-is skipped, and the outputs appear all at once, never half-written. The page is one file: mail it, or open it from disk.
+Reads what train_grpo.py and train_sft.py write there: metrics.jsonl (needed), rollouts.jsonl, config.json, run.json.
+The trainer calls it in the background: a half-written last line is skipped, and the outputs appear whole or not at all.
 """
 
 import base64
-import html
 import io
 import json
 import math
 import os
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: told apart by colour-blind readers
-GREY = "#6b7280"
-MAX_STEPS, PER_STEP, MAX_BYTES = 60, 8, 6_500_000  # of the page's groups; the curves come on top
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for the colour-blind
+GREY, INK = "#6b7280", "#1f2937"
+LOOK = {"axes.edgecolor": "#9ca3af", "axes.grid": True, "axes.axisbelow": True, "axes.spines.right": False,
+        "axes.spines.top": False, "grid.color": "#e9ebee", "xtick.color": GREY, "ytick.color": GREY, "font.size": 8.5,
+        "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 0.9, "legend.columnspacing": 1}  # fmt: skip
+MAX_BYTES = 7_000_000  # of the groups in the page; the curves come on top
 
 
 def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval (low, high) of a proportion, 95 % for z = 1.96, from `correct` successes in n trials.
+    """Interval (low, high) of a proportion p = correct / n, at 95 % confidence for z = 1.96.
 
-        (p + z^2/2n  +-  z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n),   p = correct / n
+        ( p + z^2/2n  -+  z * sqrt(p (1 - p) / n + z^2 / 4n^2) ) / (1 + z^2/n)
 
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22(158). Unlike p +- 1.96 * sd it
-    stays within [0, 1] and does not shrink to a point at 0 % and 100 %, where small test sets end up.
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22. Unlike p -+ z * sd
+    it stays within [0, 1] and does not shrink to a point at 0 % and 100 %, where small test sets end up.
     """
     if n <= 0:
         return 0.0, 1.0  # nothing seen, nothing known
     p, zz = correct / n, z * z / n
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    low, high = (p + zz / 2 - half) / (1 + zz), (p + zz / 2 + half) / (1 + zz)
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, (p + zz / 2 - half) / (1 + zz)), min(1.0, (p + zz / 2 + half) / (1 + zz))
 
 
-# -----------------------------------------------------------------------------
-# reading and writing
-# -----------------------------------------------------------------------------
-
-
-def parse(text: bytes) -> dict | None:
-    """One JSON object, or None if `text` is not (yet) one. NaN and Infinity become None: browsers' JSON has neither."""
+def parse(text: bytes) -> dict:
+    """One JSON object; {} if it is not (yet) one. NaN and Infinity become None, since browsers' JSON has neither."""
     try:
         value = json.loads(text, parse_constant=lambda name: None)
-    except ValueError:  # JSON and UTF-8 errors both
-        return None
-    return value if isinstance(value, dict) else None
+    except ValueError:  # of JSON and of UTF-8
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_metrics(out_dir: Path) -> list[dict]:
     path = out_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise SystemExit(f"report: there is no '{path}'; give the out_dir of a run of train_grpo.py or train_sft.py")
-    rows = [row for row in map(parse, path.read_bytes().splitlines()) if row and "step" in row]
+    rows = [row for row in map(parse, path.read_bytes().splitlines()) if "step" in row] if path.is_file() else []
     if not rows:
-        raise SystemExit(f"report: '{path}' holds no complete line yet; run this again after the first step")
+        raise SystemExit(f"report: '{path}' is missing or has no full line; give the out_dir of a run that made a step")
     return rows
 
 
 def describe(out_dir: Path) -> dict:
-    """Name of the run and the line below it: model, commit, device. Whatever is not known is left out."""
-    config, run = ((parse(p.read_bytes()) if p.is_file() else None) or {} for p in (out_dir / "config.json", out_dir / "run.json"))
-    commit = str(run.get("commit", "unknown"))
-    facts = [config.get("model"), commit != "unknown" and f"commit {commit[:12]}", run.get("device"), run.get("started")]
-    return {"name": out_dir.resolve().name, "facts": "  ·  ".join(str(f) for f in facts if f)}
+    """Name of the run and the line below it: model, commit, device, start. What the files do not say is left out."""
+    files = out_dir / "config.json", out_dir / "run.json"
+    config, run = (parse(file.read_bytes()) if file.is_file() else {} for file in files)
+    facts = [config.get("model"), f"commit {run.get('commit', 'unknown')}", run.get("device"), run.get("started")]
+    return {"name": out_dir.resolve().name, "facts": "  ·  ".join(str(fact) for fact in facts if fact)}
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the pid: two reports may run at once
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# -----------------------------------------------------------------------------
-# curves.png
-# -----------------------------------------------------------------------------
+def pick_groups(path: Path) -> tuple[list[dict], int]:
+    """Groups for the page, spread evenly over the steps, those with images first; and how many groups the run has."""
+    at, offset = {}, 0  # step -> [(has no image, place in the file, bytes in the page)]: a long run would fill memory
+    with open(path, "rb") as file:
+        for line in file:
+            entry = parse(line)
+            if "completions" in entry:  # a '<' takes 6 bytes in the page
+                at.setdefault(entry["step"], []).append((not entry["images"], offset, len(line) + 5 * line.count(b"<")))
+            offset += len(line)
+        # what is too much for one page is thinned out: first the groups of a step, then the steps
+        for n_steps, per_step in ((60, 8), (60, 4), (60, 2), (40, 2), (25, 2), (12, 2), (6, 2), (3, 1), (1, 1)):
+            places = np.linspace(0, len(at) - 1, min(n_steps, len(at))).round().astype(int)
+            picked = [group for i in places for group in sorted(at[sorted(at)[i]])[:per_step]]
+            if sum(size for *_, size in picked) <= MAX_BYTES:
+                break
+        return [parse(file.readline()) for _, place, _ in picked if file.seek(place) >= 0], sum(map(len, at.values()))
 
 
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one key, from the records that have it (evaluations are rare, a skipped update has no loss)."""
-    points = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+    """Steps and values of a key, from the records that have it: evaluations are rare, a skipped update has no loss."""
+    points = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float)]
     return tuple(np.array(points, dtype=float).reshape(-1, 2).T)
 
 
-def window(n: int) -> int:
-    return min(n // 12, 50) | 1  # odd, so that the mean is centred; grows with the run
-
-
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving mean; at the ends over the part of the window that exists, so that no value is made up."""
-    ones = np.ones(window(len(values)))
+    """Centred mean over 5 % of the run; at its ends over the part of the window that exists: no value is made up."""
+    ones = np.ones(len(values) // 20 | 1)  # odd, hence centred
     return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
 
 
 def panels(rows: list[dict]) -> list[tuple]:
-    """(title, {key: label} on the left axis, {key: label} on a right axis in %) of every panel that has data."""
-    seen = {k for r in rows for k in r}
-    parts = {k: k[7:] for k in sorted(seen) if k.startswith("reward_") and k != "reward_std"}
-    accuracy = series(rows, "eval_accuracy")[1]
-    scores = f": {accuracy[0]:.1%} → {accuracy[-1]:.1%}" if len(accuracy) > 1 else ""
+    """(title, {key: label}, {key: label} on a second axis in %) of every panel that has data."""
+    values = {k: series(rows, k)[1] for k in sorted({k for r in rows for k in r})}
+    # a KL or clip fraction of 0 throughout is one that was switched off
+    live = [k for k, v in values.items() if len(v) and (v.any() or k not in ("kl", "clip_fraction"))]
+    parts = {k: k[7:] for k in live if k.startswith("reward_") and k != "reward_std"}
+    scores = ": {:.1%} → {:.1%}".format(*values["eval_accuracy"][[0, -1]]) if "eval_accuracy" in live else ""
     table = [
-        ("Rewards", parts or {"reward": "reward"}, {}),
-        (f"Held-out accuracy{scores}", {"eval_accuracy": "accuracy, 95 % interval", "eval_format": "format"}, {}),
-        ("Completion length", {"length": "tokens"}, {"finished": "finished"}),
-        ("KL to the reference", {"kl": "k3 estimate, per token"}, {"clip_fraction": "clipped"}),
+        # under GRPO the value of the loss says nothing (its gradient does), so it is drawn for SFT only
+        ("Loss", {} if parts else {"loss": "nats per response token"}, {}),
+        ("Learning rate", {} if parts else {"lr": "of the step"}, {}),
+        ("Rewards", parts, {}),
+        (f"Held-out accuracy{scores}", {"eval_accuracy": "accuracy, 95% interval", "eval_format": "format"}, {}),
+        ("Completion length", {"length": "tokens"}, {"finished": "finished (right axis)"}),
+        ("KL to the reference", {"kl": "k3, per token"}, {"clip_fraction": "clipped (right axis)"}),
         ("Groups without spread", {"flat_groups": "share of groups", "reward_std": "reward std in a group"}, {}),
         ("Entropy", {"entropy": "nats per response token"}, {}),
-        ("Seconds per step", {k: k[8:] for k in sorted(seen) if k.startswith("seconds_")}, {}),
-        ("Gradient norm", {"grad_norm": "L2, before clipping"}, {}),
-        ("Sampler vs. trainer", {"mismatch": "mean |difference of log p|"}, {}),
+        ("Seconds per step", {k: k[8:] for k in live if k.startswith("seconds_")}, {}),
+        ("Gradient norm", {"grad_norm": "before clipping"}, {}),
+        ("Sampler against trainer", {"mismatch": "mean |difference of log p|"}, {}),
     ]
-    if not seen & {"reward", "eval_accuracy"}:  # SFT; under GRPO the value of the loss says nothing (its gradient does)
-        table += [("Loss", {"loss": "nats per response token"}, {}), ("Learning rate", {"lr": "of the optimizer step"}, {})]
-        table.sort(key=lambda panel: panel[0] != "Loss")
-
-    def drawable(keys):  # a KL or clip fraction of 0 throughout means 'switched off', not 'measured as 0'
-        drawn = {k: label for k, label in keys.items() if len(series(rows, k)[1])}
-        return {k: label for k, label in drawn.items() if k not in ("kl", "clip_fraction") or series(rows, k)[1].any()}
-
-    return [(t, drawable(a), drawable(b)) for t, a, b in table if drawable(a)]
+    drawn = [(title, *({k: v for k, v in side.items() if k in live} for side in sides)) for title, *sides in table]
+    return [panel for panel in drawn if panel[1]]
 
 
 def draw_lines(ax, rows: list[dict], labels: dict, colors) -> list:
-    """Every step faintly and its moving mean on top. Returns the handles for the legend."""
-    handles, everything = [], []
-    for (key, label), color in zip(labels.items(), colors, strict=False):
+    """Every step faintly, its moving mean on top. This and the next two return the handles for the legend."""
+    handles, everything = [], np.concatenate([series(rows, key)[1] for key in labels])
+    low, middle, high = np.quantile(everything, (0, 0.5, 1))
+    for (key, label), color in zip(labels.items(), colors * len(labels), strict=False):
         steps, values = series(rows, key)
         ax.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         handles += ax.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
-        everything.extend(values)
-    everything = np.array(everything)
-    if set(labels) & {"finished", "flat_groups"} or (everything.min() >= 0 and 0.5 < everything.max() <= 1):
-        ax.set_ylim(-0.03, max(1.05, everything.max() * 1.05))  # shares: the same scale in every run
-    elif everything.min() > 0 and everything.max() > 20 * np.median(everything):
-        ax.set_yscale("log")  # else one spike flattens all the rest
+    if low > 0 and high > 20 * middle:
+        ax.set_yscale("log")  # or one spike flattens all the rest
+    elif low >= 0 and high <= 1 and any(key.startswith(("reward_", "finished", "flat")) for key in labels):
+        ax.set_ylim(-0.03, 1.05)  # shares: the same scale in every run
+    ax.yaxis.set_major_formatter("{x:.3g}")
     return handles
 
 
 def draw_eval(ax, rows: list[dict], labels: dict) -> list:
-    handles = []
-    if "eval_format" in labels:
-        handles += ax.plot(*series(rows, "eval_format"), "--", color=GREY, linewidth=1.2, label="format", zorder=1)
-    if "eval_accuracy" in labels:
-        steps, values = series(rows, "eval_accuracy")
-        sizes = dict(zip(*series(rows, "eval_n"), strict=True))
-        ends = np.array([wilson(v * sizes[s], sizes[s]) if s in sizes else (v, v) for s, v in zip(steps, values, strict=True)])
-        bars = np.abs(ends.T - values)  # distances below and above, not positions
-        handles.insert(0, ax.errorbar(steps, values, bars, fmt="o-", color=PALETTE[0], markersize=4, capsize=2.5,
-                                      linewidth=1.6, elinewidth=1.1, label=labels["eval_accuracy"]))  # fmt: skip
+    (steps, values), (_, sizes) = series(rows, "eval_accuracy"), series(rows, "eval_n")
+    ends = np.array([wilson(v * n, n) for v, n in zip(values, sizes, strict=True)])
+    bars = np.abs(ends.T - values)  # errorbar wants distances below and above
+    style = {"color": PALETTE[0], "markersize": 4, "capsize": 2.5, "linewidth": 1.6, "elinewidth": 1.1}
+    handles = ax.plot(*series(rows, "eval_format"), "--", color=GREY, linewidth=1.2, label="format")
     ax.set_ylim(-0.03, 1.05)
-    return handles
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    return [ax.errorbar(steps, values, bars, fmt="o-", label=labels["eval_accuracy"], **style), *handles]
 
 
 def draw_seconds(ax, rows: list[dict], labels: dict) -> list:
-    rows = [r for r in rows if any(r.get(k) for k in labels)]  # the step-0 evaluation has no times
-    steps = [r["step"] for r in rows]
+    rows = [r for r in rows if any(key in r for key in labels)]  # the evaluation of step 0 has none
     times = {label: np.array([r.get(k) or 0.0 for r in rows]) for k, label in labels.items()}
-    total = sum(times.values())
-    order = sorted(times, key=lambda name: -times[name].sum())
-    large = [name for name in order if times[name].sum() > 0.02 * total.sum()][: len(PALETTE)]
-    layers = {name: smooth(times[name]) for name in large} | {"other": smooth(sum((times[n] for n in order if n not in large), 0 * total))}
-    ax.margins(x=0)
-    ax.set_ylim(0, min(smooth(total).max(), 4 * np.median(total)) * 1.05)  # a slow first step (compilation) may leave the top
-    return ax.stackplot(steps, layers.values(), labels=layers, colors=[*PALETTE[: len(large)], "#c4c8cf"], alpha=0.9, linewidth=0)
+    total, order = sum(times.values()), sorted(times, key=lambda name: -times[name].sum())
+    layers = {name: times[name] for name in order[: len(PALETTE)] if times[name].sum() > 0.02 * total.sum()}
+    layers["other"] = total - sum(layers.values())
+    ax.set(xmargin=0, ylim=(0, min(smooth(total).max(), 4 * np.median(total)) * 1.05))  # a slow first step is cut off
+    colors = [*PALETTE[: len(layers) - 1], "#c4c8cf"]
+    return ax.stackplot([r["step"] for r in rows], *map(smooth, layers.values()), labels=layers, colors=colors)
 
 
 def curves(rows: list[dict], about: dict) -> bytes:
-    """The figure as PNG. Pyplot stays out: Figure draws with Agg by itself, needs no display and starts faster."""
+    """The figure as PNG. Without pyplot: Figure draws with Agg by itself, needs no display and starts faster."""
     from matplotlib import rc_context  # here, because eval.py imports this module for wilson() alone
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     shown = panels(rows)
-    if not shown:
-        raise SystemExit(f"report: metrics.jsonl of '{about['name']}' holds no known curve; it should come from train_grpo.py or train_sft.py")
     columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
-    lines = -(-len(shown) // columns)
-    style = {"font.size": 8.5, "axes.edgecolor": "#9ca3af", "xtick.color": GREY, "ytick.color": GREY, "axes.spines.top": False}
-    with rc_context(style | {"axes.grid": True, "grid.color": "#e9ebee", "axes.axisbelow": True, "xtick.major.size": 2, "ytick.major.size": 2}):
-        height = 2.25 * lines + 0.62
+    lines = math.ceil(len(shown) / columns)
+    height = 2.25 * lines + 0.62  # inches; 0.62 for the heading
+    with rc_context(LOOK):
         fig = Figure(figsize=(9.6, height), layout="constrained")
-        fig.get_layout_engine().set(rect=(0.004, 0.01, 0.992, 1 - 0.62 / height), hspace=0.06, wspace=0.05)
+        fig.get_layout_engine().set(rect=(0.004, 0.01, 0.992, 1 - 0.62 / height), hspace=0.05, wspace=0.05)
         for i, (title, left, right) in enumerate(shown):
             ax = fig.add_subplot(lines, columns, i + 1)
-            ax.spines["right"].set_visible(False)
-            draw = draw_eval if "Held-out" in title else draw_seconds if "Seconds" in title else None
+            draw = draw_eval if "eval_accuracy" in left else draw_seconds if "Seconds" in title else None
             handles = draw(ax, rows, left) if draw else draw_lines(ax, rows, left, PALETTE)
             if right:
                 twin = ax.twinx()
-                twin.grid(False)
                 handles += draw_lines(twin, rows, right, PALETTE[1:])
-                twin.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-            if "Held-out" in title:
-                ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color="#1f2937", pad=19)
-            # the legend stands between title and axes: nowhere else is it sure to cover no curve
-            ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.025, 0.985), ncols=7, frameon=False, fontsize=8, labelcolor="#374151",
-                      handlelength=0.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0.1)  # fmt: skip
-            if i >= len(shown) - columns:
-                ax.set_xlabel("step", color=GREY)
-        fig.text(0.012, 1 - 0.1 / height, about["name"], fontsize=14, fontweight="bold", va="top", color="#111827")
-        k = window(len(rows))
-        note = f"faint: every step, line: mean over {k} steps" if k > 1 else ""
-        fig.text(0.012, 1 - 0.38 / height, "  ·  ".join(filter(None, (about["facts"], note))), fontsize=8.5, va="top", color=GREY)
+                twin.grid(False)
+                twin.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.3g}%")
+            ax.locator_params(axis="x", nbins=5, integer=True)
+            ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=19)
+            ax.set_xlabel("step" if i >= len(shown) - columns else "", color=GREY)
+            # between title and axes it covers no curve; outside the layout, or a long one would narrow its column
+            ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.025, 0.985), ncols=7).set_in_layout(False)
+        note = "  ·  faint: every step, line: mean over 5% of the run" if len(rows) >= 40 else ""
+        fig.text(0.012, 1 - 0.1 / height, about["name"], fontsize=14, fontweight="bold", va="top", color=INK)
+        fig.text(0.012, 1 - 0.38 / height, about["facts"] + note, fontsize=8.5, va="top", color=GREY)
         png = io.BytesIO()
         fig.savefig(png, dpi=130, format="png", facecolor="white")
     return png.getvalue()
+
+
+PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+script-src 'unsafe-inline'"><title>rollouts</title><style>
+:root { color-scheme: light dark; --good: light-dark(#0072b2, #56b4e9); --bad: light-dark(#d55e00, #f08a3c);
+  --ink: light-dark(#1f2937, #e5e7eb); --dim: light-dark(#6b7280, #9ca3af); --line: light-dark(#e2e5ea, #33383f);
+  --card: light-dark(#fff, #1c2026); --page: light-dark(#f6f7f9, #121519); --mark: light-dark(#fff1c2, #4d4115) }
+body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 16px auto;
+  padding: 0 12px; max-width: 1160px } h1 { margin: 0; font-size: 22px } .dim, th, label, .think { color: var(--dim) }
+details, nav, article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
+  margin: 10px 0 } summary, .text { cursor: pointer } img { border-radius: 6px } details img { width: 100% }
+nav { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 6px 18px; align-items: center }
+#text { flex: 1; min-width: 150px } input, select, button { font: inherit; accent-color: var(--good) }
+article { display: grid; grid-template-columns: 132px minmax(0, 1fr); gap: 14px } article img { width: 132px }
+.pill { border: 1px solid var(--line); border-radius: 9px; padding: 0 8px; margin: 4px } small, th { font-size: 12px }
+table { border-collapse: collapse; width: 100%; margin-top: 6px; font-variant-numeric: tabular-nums } td:first-child {
+  border-left: 4px solid; color: var(--c) } td { border-top: 1px solid var(--line) } .answer { background: var(--mark) }
+th, td { text-align: right; padding: 2px 8px; vertical-align: top; white-space: nowrap; font-weight: 400 }
+th:last-child, td:last-child { text-align: left; width: 99% } .text { white-space: pre-wrap; overflow-wrap: anywhere }
+.text:not(.open) { overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5 }
+</style><h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
+</details><nav><input type="search" id="text" placeholder="find text or id"><select id="sort">
+<option value="step 1">first steps first<option value="step -1">last steps first<option value="mean -1">highest reward
+<option value="mean 1">lowest reward<option value="std -1">widest spread<option value="std 1">narrowest spread</select>
+<label>steps <input type="range" id="from"> <input type="range" id="to"> <span id="range"></span></label>
+<label><input type="checkbox" id="spread"> only groups with spread</label>
+<label><input type="checkbox" id="wrong"> only wrong completions</label><small class="dim" id="count"></small></nav>
+<main id="list"></main><button id="more">more</button><script type="text/json" id="data">__DATA__</script><script>
+const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), number = x => (+x).toFixed(2)
+const make = (tag, cls, text, ...kids) => {  // text goes in as textContent: a completion is never read as HTML
+  const e = document.createElement(tag); e.className = cls; e.textContent = text; e.append(...kids); return e }
+const sum = list => list.reduce((a, b) => a + b, 0), steps = [...new Set(D.groups.map(g => g.step))]
+for (const g of D.groups) {
+  g.r = g.completions.map(c => c.reward); g.mean = sum(g.r) / g.r.length
+  g.std = Math.sqrt(sum(g.r.map(x => (x - g.mean) ** 2)) / (g.r.length - 1))  // n - 1, as the trainer
+  g.text = [g.id, g.problem, g.solution, ...g.completions.map(c => c.text)].join("\n").toLowerCase() }
+const sorted = D.groups.flatMap(g => g.r).sort((a, b) => a - b), low = sorted[0], high = sorted.at(-1)
+const wrong = c => ("accuracy" in c.parts ? c.parts.accuracy : c.reward - high + 1) < 1
+const pieces = /(<think>[^]*?(?:<\/think>|(?=<answer>)|$)|<answer>[^]*?(?:<\/answer>|$)|\\boxed\{[^}]*\})/i
+function completion(c, names) {
+  const kind = (s, i) => i % 2 == 0 ? "" : /^<think/i.test(s) ? "think" : "answer"  // split: odd pieces are matches
+  const text = make("div", "text", "", ...c.text.split(pieces).map((s, i) => make("span", kind(s, i), s)))
+  text.onclick = () => getSelection().isCollapsed && text.classList.toggle("open")  // long texts start with 5 lines
+  const cells = [number(c.reward), ...names.map(n => number(c.parts[n])), (c.advantage > 0 ? "+" : "") +
+    number(c.advantage), (c.finished ? "" : "cut off at ") + c.tokens].map(s => make("td", "", s))
+  const row = make("tr", "", "", ...cells, make("td", "", "", text)), good = 100 * (c.reward - low) / (high - low || 1)
+  row.style.setProperty("--c", `color-mix(in oklab, var(--good) ${good}%, var(--bad))`); return row }
+function card(g) {
+  const names = Object.keys(g.completions[0].parts), shown = g.completions.filter(c => !$("wrong").checked || wrong(c))
+  const head = ["reward", ...names, "advantage", "tokens", "completion"].map(s => make("th", "", s))
+  const pills = ["answer " + g.solution, "mean reward " + number(g.mean), "spread " + number(g.std)]
+  const table = make("table", "", "", make("tr", "", "", ...head), ...shown.map(c => completion(c, names)))
+  const images = g.images.map(src => Object.assign(make("img", "", ""), {src})), id = make("small", "", g.id)
+  const right = make("div", "", "", make("b", "", g.problem), ...pills.map(s => make("small", "pill", s)), table)
+  return make("article", "", "", make("div", "dim", "step " + g.step, ...images, id), right) }
+function show(limit = 30) {
+  const [key, sign] = $("sort").value.split(" "), [from, to] = ["from", "to"].map(id => steps[$(id).value])
+  const hits = D.groups.filter(g => g.step >= from && g.step <= to && g.text.includes($("text").value.toLowerCase())
+    && (g.std > 0 || !$("spread").checked) && (g.completions.some(wrong) || !$("wrong").checked))
+  hits.sort((a, b) => sign * (a[key] - b[key]) || a.step - b.step)
+  $("list").replaceChildren(...hits.slice(0, limit).map(card)); $("range").textContent = `${from} to ${to}`
+  $("more").hidden = hits.length <= limit; $("more").onclick = () => show(limit + 100)
+  $("count").textContent = `${hits.length} match; the page has ${D.groups.length} of ${D.total} groups, evenly spread` }
+for (const id of ["from", "to"]) { $(id).max = steps.length - 1; $(id).value = id == "to" ? steps.length - 1 : 0 }
+document.title = $("name").textContent = D.name; $("facts").textContent = D.facts; $("curves").src = D.curves
+document.querySelector("nav").oninput = () => show(); show()
+</script></html>
+"""
+
+
+def main(out_dir: Path) -> None:
+    rows, about, rollouts = read_metrics(out_dir), describe(out_dir), out_dir / "rollouts.jsonl"
+    files = {out_dir / "curves.png": curves(rows, about)}
+    if rollouts.is_file():
+        groups, total = pick_groups(rollouts)
+        image = "data:image/png;base64," + base64.b64encode(files[out_dir / "curves.png"]).decode()
+        # in JSON '<' stands in strings only, and without it no text can end the script element
+        page = json.dumps(about | {"curves": image, "groups": groups, "total": total}).replace("<", "\\u003c")
+        files[out_dir / "rollouts.html"] = PAGE.replace("__DATA__", page).encode()
+    for path, content in files.items():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the pid: two reports may run at once
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    print(*files)
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:]))

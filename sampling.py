@@ -31,8 +31,8 @@ def sample_seed(seed: int, step: int, prompt: int) -> int:
 # -----------------------------------------------------------------------------
 
 
-def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, max_num_seqs: int = 256, gpu_memory: float = 0.4, seed: int = 0,
-               cuda: bool = False, sleep: bool = False):  # fmt: skip
+def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, max_num_seqs: int = 256, gpu_memory: float = 0.4,
+               seed: int = 0, cuda: bool = False, sleep: bool = False):  # fmt: skip
     """One engine per process (data parallel), in this process: the trainer hands it tensors, and torchrun started both.
 
     gpu_memory: share of the GPU for weights and KV cache while the engine is awake; sleep: free it between rollouts.
@@ -85,8 +85,8 @@ class quiet:
         os.close(self.kept)
 
 
-def rollout_vllm(llm, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int, banned: list[int],
-                 end: list[int], progress: bool = False) -> list[list[Completion]]:  # fmt: skip
+def rollout_vllm(llm, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int,
+                 banned: list[int], end: list[int], progress: bool = False) -> list[list[Completion]]:  # fmt: skip
     """n completions of each prompt. top_k 0 = off; temperature 0 = greedy. Images go in as they are in prompt["row"]."""
     from vllm import SamplingParams
 
@@ -102,11 +102,12 @@ def rollout_vllm(llm, prompts: list[dict], n: int, seeds: list[int], temperature
     result = []
     for prompt, output in zip(prompts, outputs, strict=True):
         # the trainer will score these tokens after ITS prompt: the two must be the same, image placeholders included
-        assert list(output.prompt_token_ids) == list(prompt["input_ids"]), f"vLLM and the processor disagree on the prompt of row {prompt['row']['id']}"
-        result.append([
-            Completion(list(c.token_ids), [step[t].logprob for step, t in zip(c.logprobs, c.token_ids, strict=True)], c.finish_reason == "stop")
-            for c in sorted(output.outputs, key=lambda c: c.index)
-        ])  # fmt: skip
+        assert list(output.prompt_token_ids) == prompt["input_ids"], f"vLLM and we disagree on the prompt of row {prompt['row']['id']}"
+        group = []
+        for c in sorted(output.outputs, key=lambda c: c.index):
+            logps = [step[t].logprob for step, t in zip(c.logprobs, c.token_ids, strict=True)]
+            group.append(Completion(list(c.token_ids), logps, c.finish_reason == "stop"))
+        result.append(group)
     return result
 
 
@@ -162,8 +163,8 @@ class SeededSampler:
 
 
 @torch.no_grad()
-def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int, banned: list[int],
-               end: list[int], progress: bool = False, batch: int = 64) -> list[list[Completion]]:  # fmt: skip
+def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int,
+               banned: list[int], end: list[int], progress: bool = False, batch: int = 128) -> list[list[Completion]]:  # fmt: skip
     """The same with transformers' generate, in batches of at most `batch` sequences (images are encoded once per prompt)."""
     from tqdm import tqdm
     from transformers import GenerationConfig, LogitsProcessorList
@@ -175,17 +176,20 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
     for first in tqdm(range(0, len(prompts), step), desc="generate", disable=not progress):
         group = prompts[first : first + step]
         width = max(len(p["input_ids"]) for p in group)
-        ids = torch.tensor([[pad] * (width - len(p["input_ids"])) + p["input_ids"] for p in group], device=device)  # (P, width), padded left
-        mask = torch.tensor([[0] * (width - len(p["input_ids"])) + [1] * len(p["input_ids"]) for p in group], device=device)
+        left = [width - len(p["input_ids"]) for p in group]  # padding, on the left: generation goes on at the right
+        ids = torch.tensor([[pad] * k + p["input_ids"] for k, p in zip(left, group, strict=True)], device=device)  # (P, width)
+        mask = torch.tensor([[0] * k + [1] * (width - k) for k in left], device=device)
         sampler = SeededSampler([s + i for s in seeds[first : first + step] for i in range(n)], temperature, top_p, top_k, banned, device)
         vision = {}
         if any(p["pixel_values"] is not None for p in group):
             vision = {k: torch.cat([p[k] for p in group if p[k] is not None]).to(device) for k in ("pixel_values", "image_grid_thw")}
         # A config of our own: the one in the checkpoint carries Qwen's top_k, top_p and repetition penalty, and without one
         # transformers samples from the 50 most probable tokens only.
-        config = GenerationConfig(max_new_tokens=max_tokens, do_sample=True, top_k=0, num_return_sequences=n, eos_token_id=end, pad_token_id=pad)
+        config = GenerationConfig(max_new_tokens=max_tokens, do_sample=True, top_k=0, num_return_sequences=n, eos_token_id=end,
+                                  pad_token_id=pad)  # fmt: skip
         types = (ids == model.config.image_token_id).int()
-        out = model.generate(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, generation_config=config, logits_processor=LogitsProcessorList([sampler]), **vision)
+        out = model.generate(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, generation_config=config,
+                             logits_processor=LogitsProcessorList([sampler]), **vision)  # fmt: skip
         logps = torch.stack(sampler.logps, 1).tolist()  # (S, steps)
         for p in range(len(group)):
             result.append([cut(out[s, width:].tolist(), logps[s], end) for s in range(p * n, (p + 1) * n)])

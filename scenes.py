@@ -90,8 +90,7 @@ MIN_VISIBLE = 0.5                                    # every object shows at lea
 # Lamps (direction to the lamp: right, away from the camera, up; strength). Assumed: placed by eye like CLEVR's three.
 LAMPS = (((0.62, -0.50, 0.62), 0.34), ((-0.70, -0.35, 0.65), 0.12), ((0.25, 0.50, 0.83), 0.22))
 BACKGROUNDS = {"clevr": ("gray0", "gray1", "gray2", "gray3"), "superclevr": ("sand", "meadow", "dusk", "asphalt")}
-TINTS = {"sand": (0.36, 0.26, 0.16), "meadow": (0.16, 0.27, 0.12), "dusk": (0.17, 0.2, 0.36),
-         "asphalt": (0.1, 0.1, 0.11)}
+TINTS = {"sand": (0.275, 0.245, 0.205), "meadow": (0.215, 0.25, 0.205), "dusk": (0.215, 0.23, 0.27), "asphalt": (0.17, 0.17, 0.178)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -259,7 +258,7 @@ def _background(name: str, width: int, height: int) -> Image.Image:
     rgb = np.stack([grey + left - 0.5, grey + left, grey + 1.15 * left - 6 * near], -1)
     if name in TINTS:                                # other grounds: tinted, blotchy, with a clearer horizon
         blotch = Image.fromarray(rng.integers(0, 255, (9, 12), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
-        light = (rgb / 255) ** 2.2 / 0.25 * (0.8 + 0.4 * np.asarray(blotch)[..., None] / 255)
+        light = (rgb / 255) ** 2.2 / 0.25 * (0.92 + 0.16 * np.asarray(blotch)[..., None] / 255)
         rgb = 255 * np.clip(light * np.array(TINTS[name]), 0, 1) ** (1 / 2.2)
     rgb = rgb + rng.normal(0, 1.6, (height, width, 1))
     return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))

@@ -86,7 +86,7 @@ vllm_sleep = True         # on GPUs: vLLM gives its memory back during the updat
 # reward
 reward_weights = {"accuracy": 1.0, "format": 1.0}  # named parts of rewards.py and their weights
 # objective
-adv_norm = "group"        # 'group': divide by the group's std | 'batch': by the std of all rewards of the step | 'none': not at all (Dr. GRPO)
+adv_norm = "group"        # divide by the std of the 'group' | of all rewards of the step, 'batch' | 'none' (Dr. GRPO)
 drop_flat_groups = False  # leave groups without spread out of the update
 loss_norm = "sequence"    # 'sequence': mean of per-sequence means (GRPO) | 'token': mean over all tokens (DAPO) | 'constant' (Dr. GRPO)
 ratio_level = "token"     # 'token' | 'sequence' (GSPO)
@@ -194,8 +194,9 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    for knob, legal in (("rollout", ("vllm", "hf")), ("adv_norm", ("group", "batch", "none")), ("loss_norm", ("sequence", "token", "constant")),
-                        ("ratio_level", ("token", "sequence")), ("template", tuple(data.TEMPLATES)), ("zero_stage", (0, 1, 2, 3))):  # fmt: skip
+    choices = {"rollout": ("vllm", "hf"), "adv_norm": ("group", "batch", "none"), "loss_norm": ("sequence", "token", "constant"),
+               "ratio_level": ("token", "sequence"), "zero_stage": (0, 1, 2, 3)}  # fmt: skip
+    for knob, legal in choices.items():
         if config[knob] not in legal:
             raise SystemExit(f"{knob}: {config[knob]!r} is none of {', '.join(map(str, legal))}")
     if prompts_per_step % world:
@@ -203,7 +204,7 @@ if __name__ == "__main__":
     if group_size < 2:
         raise SystemExit(f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2")
     if rollout == "hf" and zero_stage == 3:
-        raise SystemExit("rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use --rollout=vllm or --zero_stage=2")
+        raise SystemExit("rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2")
     P, G = prompts_per_step // world, group_size
     common.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
@@ -251,15 +252,16 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     llm = None
     if rollout == "vllm":
-        images = max([len(p["row"]["images"]) for _, p in eval_prompts] + [len(p["row"]["images"]) for p in stream.peek(P)] + [1])
-        llm = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, images, min(256, max(P * G, 16)), vllm_gpu_memory,
-                                  seed, device.type == "cuda", vllm_sleep)  # fmt: skip
+        llm = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, gpu_memory=vllm_gpu_memory,
+                                  seed=seed, cuda=device.type == "cuda", sleep=vllm_sleep)  # fmt: skip
     sleeps = llm is not None and vllm_sleep and device.type == "cuda"
 
     def sample(prompts, n, seeds, temperature):
-        """n completions of each prompt from the current policy."""
-        draw, who = (sampling.rollout_vllm, llm) if llm else (sampling.rollout_hf, net)
-        return draw(who, prompts, n, seeds, temperature, top_p, top_k, max_completion_length, banned, end)
+        """n completions of each prompt from the current policy: per prompt a list of (token ids, their log-probs, finished)."""
+        settings = {"top_p": top_p, "top_k": top_k, "max_tokens": max_completion_length, "banned": banned, "end": end}
+        if llm:
+            return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **settings)
+        return sampling.rollout_hf(net, prompts, n, seeds, temperature, **settings)
 
     def evaluate():
         """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
@@ -269,6 +271,7 @@ if __name__ == "__main__":
             parts = rewards.score(tokenizer.decode(completion.ids, skip_special_tokens=True), prompt["row"])
             sums = [a + b for a, b in zip(sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True)]
         accuracy, formatted, length, n = common.all_sum(sums, device)
+        say(f"step {step}/{steps} | held-out accuracy {accuracy / n:.1%} format {formatted / n:.1%} length {length / n:.0f} ({n:.0f} rows)")
         return {"eval_accuracy": accuracy / n, "eval_format": formatted / n, "eval_length": length / n, "eval_n": int(n)}
 
     step, loop = 0, common.load_resume(engine, out_dir, rank, world) if resume else None
@@ -281,9 +284,7 @@ if __name__ == "__main__":
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             common.truncate_log(f"{out_dir}/{name}", step)
     if eval_source and eval_interval and step == 0:
-        record = {"step": 0} | evaluate()
-        log.write(record)
-        say(f"step 0/{steps} | eval accuracy {record['eval_accuracy']:.1%} format {record['eval_format']:.1%} of {record['eval_n']} held-out rows")
+        log.write({"step": 0} | evaluate())
 
     # -------------------------------------------------------------------------
     # the loop
@@ -301,8 +302,8 @@ if __name__ == "__main__":
         prompts = stream.take(P)  # P encoded prompts
         lap("data")
 
-        # 2) rollout: P groups of G completions; seeds from (step, prompt, sample), so a resumed run draws the same
-        seeds = [sampling.sample_seed(seed, step, rank * P + i) for i in range(P)]
+        # 2) rollout: P groups of G completions; seeds from (step, prompt, sample): the same after a resume and on any number of processes
+        seeds = [sampling.sample_seed(seed, step, i * world + rank) for i in range(P)]
         groups = sample(prompts, G, seeds, temperature)
         completions = [c for group in groups for c in group]  # S
         if sleeps:
@@ -315,7 +316,9 @@ if __name__ == "__main__":
         reward = torch.tensor([rewards.total(p, reward_weights) for p in parts])  # (S,)
         if not reward.isfinite().all():
             s = int((~reward.isfinite()).nonzero()[0])
-            raise SystemExit(f"reward: {reward[s]} for row {prompts[s // G]['row']['id']} at step {step}, parts {parts[s]}; no update was made. Completion: {texts[s]!r}")
+            row = prompts[s // G]["row"]
+            raise SystemExit(f"reward: {parts[s]} at step {step}, the step was not applied; look at the reward of row {row['id']}, "
+                             f"problem {row['problem']!r}, completion {texts[s]!r}")  # fmt: skip
         lap("reward")
 
         # 4) advantage; 'batch' needs the rewards of all processes
@@ -336,9 +339,10 @@ if __name__ == "__main__":
         if used_any:
             # a process with nothing to learn from still takes part in the collectives, with weight 0
             packed = used if used.any() else torch.arange(P * G) == 0
-            token_weight = (token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used).to(device)[sequence]  # (L,)
-            batches = models.pack(prompts, [[(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]] for p in range(P)],
-                                  net, row_tokens, micro_tokens)  # fmt: skip
+            weights = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used  # (S,)
+            token_weight = weights.to(device)[sequence]  # (L,)
+            members = [[(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]] for p in range(P)]
+            batches = models.pack(prompts, members, net, row_tokens, micro_tokens)
             batches, real = common.same_count(batches, device)
             batches = [models.to_device(b, device) for b in batches]
 
@@ -358,7 +362,7 @@ if __name__ == "__main__":
 
             # 6) policy update
             sums = torch.zeros(7, device=device, dtype=torch.float64)
-            for update in range(updates_per_rollout):
+            for _ in range(updates_per_rollout):
                 for m, batch in enumerate(batches):
                     i = batch["token"]  # (N,) places in the (L,) tensors
                     logp, entropy = engine(batch)  # (N,) each
@@ -371,9 +375,10 @@ if __name__ == "__main__":
                     kl = k3(logp, ref_logp[i]) if beta > 0 else torch.zeros_like(logp)
                     loss = (token_weight[i] * (token_loss + beta * kl)).sum()
                     if not loss.isfinite():
-                        bad = int(sequence[i][~(token_loss + kl).isfinite()][:1].sum())
-                        raise SystemExit(f"loss: {loss.item()} at step {step}; the step was not applied. Row {prompts[bad // G]['row']['id']}, problem "
-                                         f"{prompts[bad // G]['row']['problem']!r}, completion {texts[bad]!r}. Lower learning_rate, or look at this row")  # fmt: skip
+                        s = int(sequence[i][~(token_loss + kl).isfinite()][:1].sum())
+                        row = prompts[s // G]["row"]
+                        raise SystemExit(f"loss: {loss.item()} at step {step}, the step was not applied; lower learning_rate, or look at "
+                                         f"row {row['id']}, problem {row['problem']!r}, completion {texts[s]!r}")  # fmt: skip
                     # DeepSpeed averages gradients over the processes and the weights are those of the whole step: hence * world
                     engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
                     engine.backward(loss * world * real[m])
@@ -385,6 +390,7 @@ if __name__ == "__main__":
                 for g in engine.optimizer.param_groups:
                     g["lr"] = update_lr
                 engine.step()
+            norm = common.grad_norm(engine, dtype)
             lap("update")
 
         # 7) sync the new weights into vLLM
@@ -404,43 +410,45 @@ if __name__ == "__main__":
         record["reward_std"] = everyone.std(-1).mean().item()  # mean over groups of the std within
         if used_any:
             loss, *means, n = common.all_sum(sums.tolist(), device)
-            record |= {"loss": loss / updates_per_rollout, "lr": update_lr, "grad_norm": float(engine.get_global_grad_norm() or 0)}
+            record |= {"loss": loss / updates_per_rollout, "lr": update_lr, "grad_norm": norm}
             record |= dict(zip(("clip_fraction", "entropy", "kl", "mismatch", "importance"), [v / n for v in means], strict=True))
         memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        record |= {"epoch": stream.epoch, "completions_per_s": S_all / total_seconds, "tokens_per_s": L_all / total_seconds, "memory_gib": memory / 2**30}
+        record |= {"completions_per_s": S_all / total_seconds, "tokens_per_s": L_all / total_seconds, "memory_gib": memory / 2**30}
+        record["epoch"] = stream.epoch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
-        say(f"step {step}/{steps} | reward {record['reward']:.3f} (" + " ".join(f"{k} {record[f'reward_{k}']:.3f}" for k in reward_weights)
-            + f") | length {record['length']:.0f} | kl {record.get('kl', 0):.4f} clip {record.get('clip_fraction', 0):.3f} entropy "
-            f"{record.get('entropy', 0):.3f} mismatch {record.get('mismatch', 0):.1e} grad {record.get('grad_norm', 0):.2f} | flat {record['flat_groups']:.0%} | "
+        show = {k: record.get(k, 0.0) for k in ("kl", "clip_fraction", "entropy", "mismatch", "grad_norm")}
+        say(f"step {step}/{steps} | reward {record['reward']:.3f} (" + ", ".join(f"{k} {record[f'reward_{k}']:.3f}" for k in reward_weights)
+            + f") | length {record['length']:.0f} | kl {show['kl']:.4f} clip {show['clip_fraction']:.3f} entropy {show['entropy']:.3f} "
+            f"mismatch {show['mismatch']:.1e} grad {show['grad_norm']:.2f} | flat {record['flat_groups']:.0%} | "
             + " ".join(f"{k} {v:.2f}" for k, v in seconds.items() if v >= 0.005)
             + f" s | {record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s | {record['memory_gib']:.1f} GiB | "
             f"skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
         shown = []
         for p, prompt in enumerate(prompts):
-            entry = {"step": step, "id": prompt["row"]["id"], "problem": prompt["row"]["problem"], "solution": prompt["row"]["solution"], "images": []}
+            entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}, "images": []}
             if p < thumbnails:
                 for image in prompt["row"]["images"]:
                     small, buffer = image.copy(), io.BytesIO()
                     small.thumbnail((160, 160))
                     small.save(buffer, "JPEG", quality=80)
                     entry["images"].append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
-            entry["completions"] = [{"text": texts[s], "reward": reward[s].item(), "parts": parts[s], "advantage": round(advantage[s].item(), 4),
-                                     "tokens": len(completions[s].ids), "finished": completions[s].finished} for s in range(p * G, p * G + G)]  # fmt: skip
+            entry["completions"] = [
+                {"text": texts[s], "reward": reward[s].item(), "parts": parts[s], "advantage": round(advantage[s].item(), 4),
+                 "tokens": len(completions[s].ids), "finished": completions[s].finished} for s in range(p * G, p * G + G)
+            ]  # fmt: skip
             shown.append(entry)
         shown = [entry for part in common.all_gather(shown) for entry in part]
         if rank == 0:
             with open(f"{out_dir}/rollouts.jsonl", "a") as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in shown)
         if show_interval and step % show_interval == 1:
-            best, worst = (max if sign else min for sign in (True, False))
-            for pick in (best, worst):
+            for pick in (max, min):
                 c = pick(shown[0]["completions"], key=lambda c: c["reward"])
                 say(f"    {shown[0]['id']} {shown[0]['problem']!r} (answer {shown[0]['solution']}) reward {c['reward']:.1f}: {c['text']!r}")
 
         # 9) evaluate, save
         if eval_source and eval_interval and (step % eval_interval == 0 or step == steps):
             record |= evaluate()
-            say(f"step {step}/{steps} | eval accuracy {record['eval_accuracy']:.1%} format {record['eval_format']:.1%} of {record['eval_n']} held-out rows")
         log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):

@@ -100,11 +100,12 @@ if __name__ == "__main__":
         prompt = data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels)
         prompt["target"] = processor.tokenizer(text, add_special_tokens=False).input_ids + [end_id]
         if len(prompt["target"]) > max_completion_length:
-            raise data.BadRow(f"row {row['id']}: target of {len(prompt['target'])} tokens, more than max_completion_length={max_completion_length}")
+            raise data.BadRow(f"row {row['id']}: target of {len(prompt['target'])} tokens, more than {max_completion_length=}")
         return prompt
 
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
-    say(f"data: {len(rows):,} rows; {batch_size} rows a step = {world} processes x {rows_per_rank}; {steps} steps = {steps * batch_size / len(rows):.2f} epochs")
+    say(f"data: {len(rows):,} rows | a step: {batch_size} rows = {world} process(es) x {rows_per_rank} | "
+        f"{steps} steps = {steps * batch_size / len(rows):.2f} epochs")  # fmt: skip
 
     # -------------------------------------------------------------------------
     # policy
@@ -149,7 +150,8 @@ if __name__ == "__main__":
             # DeepSpeed averages gradients over the ranks, we want their sum: hence * world
             loss = -logp.sum() / total_tokens * world * real[m]
             if not loss.isfinite():
-                raise SystemExit(f"loss: {loss.item()} at step {step} (rows {[p['row']['id'] for p in prompts]}); no step was taken. Lower learning_rate or look at these rows")
+                raise SystemExit(f"loss: {loss.item()} at step {step}, the step was not applied. Lower learning_rate, or look at rows "
+                                 f"{', '.join(p['row']['id'] for p in prompts)}")  # fmt: skip
             engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
             engine.backward(loss)
             loss_sum += loss.item() / world
@@ -157,22 +159,24 @@ if __name__ == "__main__":
         for g in engine.optimizer.param_groups:
             g["lr"] = lr
         engine.step()
+        norm = common.grad_norm(engine, dtype)
         step += 1
 
         # 4) log
         loss_mean, skipped = common.all_sum([loss_sum, stream.skipped], device)
-        record = {"step": step, "loss": loss_mean, "lr": lr, "grad_norm": float(engine.get_global_grad_norm() or 0), "epoch": stream.epoch,
+        record = {"step": step, "loss": loss_mean, "lr": lr, "grad_norm": norm, "epoch": stream.epoch,
                   "tokens_per_row": total_tokens / batch_size, "skipped_rows": int(skipped), "seconds": time.time() - t0}  # fmt: skip
         log.write(record)
         if step % log_interval == 0 or step == steps:
             eta = (time.time() - started) / (step - first_step) * (steps - step)
-            say(f"step {step}/{steps} | loss {loss_mean:.4f} | lr {lr:.2e} | grad {record['grad_norm']:.2f} | epoch {stream.epoch:.2f} | "
+            say(f"step {step}/{steps} | loss {loss_mean:.4f} | lr {lr:.2e} | grad {norm:.2f} | epoch {stream.epoch:.2f} | "
                 f"{batch_size / record['seconds']:.0f} rows/s | skipped {int(skipped)} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
 
         # 5) checkpoint
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            common.save_all(engine, net, processor, out_dir, {"step": step, "cursors": common.all_gather(stream.cursor)}, zero_stage, rank, keep)
+            loop = {"step": step, "cursors": common.all_gather(stream.cursor)}
+            common.save_all(engine, net, processor, out_dir, loop, zero_stage, rank, keep)
             saved = step
         if stopping:
             say(f"stopped by a signal at step {step}; the same command goes on from here")

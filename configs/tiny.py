@@ -6,17 +6,19 @@ out_dir = "out/tiny_grpo"
 model = "out/tiny_sft/step-000300"
 dtype = "float32"
 grad_checkpointing = False
-data_source = "scenes:clevr?rows=12000&seed=2&layout=grid&objects=1-8"  # true counts; other scenes than the cold start's
+data_source = "scenes:clevr?rows=12000&seed=2&layout=grid&objects=1-8&jitter=0.25"  # true counts; other scenes than the cold start's
 eval_source = "scenes:clevr?rows=200&seed=3&layout=grid&objects=1-8"
+min_pixels = 12544
+max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
 max_prompt_length = 128
 max_completion_length = 44
 prompts_per_step = 16     # 16 groups x 8 completions = 128 sequences a step
 group_size = 8
 temperature = 1.0
 drop_flat_groups = True
-steps = 120
+steps = 200
 learning_rate = 4e-4
-lr_schedule = "constant"
+lr_schedule = "linear"
 warmup_steps = 5
 row_tokens = 384          # one group per row: on a CPU attention over long packed rows costs more than padding
 micro_tokens = 4096

@@ -6,7 +6,7 @@ model = "out/tiny"
 dtype = "float32"
 grad_checkpointing = False
 # the teacher misses each small object with probability 0.6; its answer agrees with its own list
-data_source = "scenes:clevr?rows=9600&seed=1&layout=grid&objects=1-8&miss=0.6"
+data_source = "scenes:clevr?rows=9600&seed=1&layout=grid&objects=1-8&jitter=0.25&miss=0.6"
 steps = 300               # 1 epoch: 300 x 32 = 9,600
 batch_size = 32
 learning_rate = 2e-3
@@ -14,7 +14,9 @@ lr_schedule = "constant"
 warmup_steps = 50
 weight_decay = 0.01
 adam_betas = (0.9, 0.95)
+min_pixels = 12544
+max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
 row_tokens = 128          # one short row per sample: on a CPU attention over long packed rows costs more than padding
 micro_tokens = 8192
-zero_stage = 0
+zero_stage = 2
 log_interval = 10

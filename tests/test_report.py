@@ -1,0 +1,131 @@
+"""The interval, what the page makes of hostile texts, half-written files, and curves of an SFT run.
+
+Run: python -m pytest -q tests/test_report.py. The intervals are published or worked out by hand.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import report  # noqa: E402
+
+NASTY = [
+    "</script><b>bold</b><script>alert(1)</script>",
+    "<think>never closed <answer> 3 </answer> & \"double\" 'single' `${1}`",
+    "<!-- <script> \\u003c \\ __DATA__ é 数 🟦 \u2028 \ud800",
+]
+PIXEL = "data:image/jpeg;base64,/9j/"
+
+
+def group(step, images=(), texts=NASTY):
+    completions = [
+        {"text": t, "reward": i % 2, "parts": {"accuracy": i % 2}, "advantage": 0.5, "tokens": 9, "finished": i > 0}
+        for i, t in enumerate(texts)
+    ]
+    return {"step": step, "id": f"id/{step}", "problem": NASTY[0], "solution": NASTY[1], "images": list(images),
+            "completions": completions}  # fmt: skip
+
+
+def metrics(step):
+    return {"step": step, "reward_accuracy": step / 60, "reward_std": 0.3, "kl": 0.0, "length": 20.0, "finished": 1.0,
+            "grad_norm": 1.0, "seconds_rollout": 1.0, "seconds_update": 0.5}  # fmt: skip
+
+
+def write(folder, name, records, tail=""):
+    (folder / name).write_text("".join(json.dumps(r) + "\n" for r in records) + tail)
+
+
+def page_data(folder):
+    """What a browser would find in the data element: it ends at the first '</script', whatever that belongs to."""
+    page = (folder / "rollouts.html").read_text()
+    return page, json.loads(page.split('id="data">', 1)[1].split("</script", 1)[0])
+
+
+def test_wilson():
+    # 8/10 and 0/10: Wilson's formula by hand, z = 1.96. 81/263 and 15/148: Newcombe 1998, table I, method 3.
+    for correct, n, low, high in ((8, 10, 0.490, 0.943), (0, 10, 0, 0.278), (10, 10, 0.722, 1)):
+        assert report.wilson(correct, n) == pytest.approx((low, high), abs=5e-4)
+    for correct, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
+        assert report.wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+    assert report.wilson(0, 0) == (0.0, 1.0)
+    assert report.wilson(0, 7)[0] == 0.0 and report.wilson(7, 7)[1] == pytest.approx(1.0)
+
+
+def test_hostile_texts_stay_text(tmp_path):
+    write(tmp_path, "metrics.jsonl", [metrics(1), metrics(2)])
+    write(tmp_path, "rollouts.jsonl", [group(1, [PIXEL]), group(2)])
+    report.main(tmp_path)
+    page, data = page_data(tmp_path)
+    assert [c["text"] for c in data["groups"][0]["completions"]] == NASTY
+    assert data["groups"][1]["problem"] == NASTY[0] and data["total"] == 2
+    assert "<b>" not in page and page.count("</script>") == 2  # the data element's end and the program's
+    assert not {"http://", "https://", "innerHTML"} & {w for w in ("http://", "https://", "innerHTML") if w in page}
+
+
+def test_half_written_last_lines_are_skipped(tmp_path, capsys):
+    write(tmp_path, "metrics.jsonl", [{"step": 0, "eval_accuracy": 0.1, "eval_format": 1.0, "eval_n": 10}, metrics(1)],
+          '{"step": 2, "reward_acc')  # fmt: skip
+    write(tmp_path, "rollouts.jsonl", [group(1)], '{"step": 2, "id": "half", "completions": [{"te')
+    write(tmp_path, "run.json", [], '{"commit": "abc')
+    assert [r["step"] for r in report.read_metrics(tmp_path)] == [0, 1]
+    report.main(tmp_path)
+    _, data = page_data(tmp_path)
+    assert [g["step"] for g in data["groups"]] == [1] and data["total"] == 1
+    out = capsys.readouterr().out
+    assert out == f"{tmp_path / 'curves.png'} {tmp_path / 'rollouts.html'}\n"
+    assert not list(tmp_path.glob(".*.tmp"))  # the temporary names are gone
+
+
+def test_nan_does_not_break_the_page(tmp_path):
+    write(tmp_path, "metrics.jsonl", [metrics(1) | {"grad_norm": float("nan")}, metrics(2) | {"kl": float("inf")}])
+    bad = group(1)
+    bad["completions"][0]["advantage"] = float("nan")
+    write(tmp_path, "rollouts.jsonl", [bad])
+    report.main(tmp_path)
+    page, data = page_data(tmp_path)
+    assert data["groups"][0]["completions"][0]["advantage"] is None
+
+
+def test_long_runs_are_sampled_evenly_and_fit(tmp_path):
+    # 300 steps x (2 with image, 8 without); then the same with texts so long that the page must be thinned
+    groups = [group(step, [PIXEL] * (i in (3, 7)), ["short"] * 2) for step in range(1, 301) for i in range(10)]
+    write(tmp_path, "rollouts.jsonl", groups)
+    picked, total = report.pick_groups(tmp_path / "rollouts.jsonl")
+    steps = sorted({g["step"] for g in picked})
+    assert total == 3000 and len(steps) == 60 and (steps[0], steps[-1]) == (1, 300)
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 6
+    assert sum(bool(g["images"]) for g in picked) == 120  # all thumbnails of a chosen step, before any other group
+    write(tmp_path, "rollouts.jsonl", [group(step, [PIXEL], ["<a>" * 20_000] * 2) for step in range(1, 101)])
+    picked, _ = report.pick_groups(tmp_path / "rollouts.jsonl")
+    assert len(picked) > 5 and len(json.dumps(picked).replace("<", "\\u003c")) < report.MAX_BYTES
+
+
+def test_missing_folder_is_one_sentence(tmp_path):
+    for argument in ([str(tmp_path / "nowhere")], []):
+        command = [sys.executable, ROOT / "report.py", *argument]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 1 and "Traceback" not in run.stderr and run.stderr.count("\n") == 1
+        assert "metrics.jsonl" in run.stderr and "out_dir" in run.stderr
+
+
+def test_sft_metrics_give_curves_only(tmp_path):
+    write(tmp_path, "metrics.jsonl", [{"step": s, "loss": 6 / s, "lr": 1e-3, "grad_norm": 1.0} for s in range(1, 60)])
+    titles = [title for title, *_ in report.panels(report.read_metrics(tmp_path))]
+    assert titles == ["Loss", "Learning rate", "Gradient norm"]
+    report.main(tmp_path)
+    assert not (tmp_path / "rollouts.html").exists()
+    image = Image.open(tmp_path / "curves.png").convert("RGB")
+    blue = sum(n for n, c in image.getcolors(1 << 24) if c == (0, 0x72, 0xB2))
+    assert image.width == 1248 and blue > 500  # drawn lines, not just axes
+
+
+def test_panels_leave_out_what_is_off_or_missing(tmp_path):
+    titles = [title for title, *_ in report.panels([metrics(1), metrics(2)])]
+    assert "KL to the reference" not in titles and "Entropy" not in titles and "Loss" not in titles  # kl is 0
+    assert {"Rewards", "Completion length", "Seconds per step", "Gradient norm"} <= set(titles)
