@@ -171,14 +171,14 @@ def freeze(policy, config: dict):
 
 
 def grad_norm(engine, dtype: str) -> float:
-    """Norm of the gradient before clipping, after engine.step(). 0.0 for ZeRO stage 0 in float32, where DeepSpeed does not keep it.
+    """Norm of the gradient before clipping, to be asked after engine.step(). 0.0 for ZeRO 0 in float32: DeepSpeed does not keep it.
 
-    SystemExit if it is not finite: the weights are spoilt, and the run ends before they are saved. (float16 excepted: there
+    SystemExit if it is not finite: the weights are spoilt, and the run ends before they are saved. (Not in float16: there
     DeepSpeed skips such a step and lowers its loss scale.)
     """
     norm = float(engine.get_global_grad_norm() or 0)
     if not math.isfinite(norm) and dtype != "float16":
-        raise SystemExit(f"gradient: its norm is {norm}; nothing of this step was saved. Lower learning_rate and run the same command again")
+        raise SystemExit(f"gradient: its norm is {norm}; this step was not saved. Lower learning_rate and run again")
     return norm
 
 

@@ -45,12 +45,12 @@ ZERO_SYSTEM = (
 )
 # Names under which published data sets keep the same thing, in the order of preference.
 COLUMNS = {
-    "images": ("images", "image", "image_filename", "image_path", "img_filename"),
+    "images": ("images", "image_filename", "image", "image_path", "img_filename"),
     "problem": ("problem", "question", "q"),
     "solution": ("solution", "answer", "ground_truth", "a"),
     "thinking": ("thinking",),
     "task": ("task",),
-    "id": ("id", "question_index", "image_index"),
+    "id": ("id",),
 }
 
 

@@ -20,7 +20,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 GREY, INK = "#6b7280", "#1f2937"
 LOOK = {"axes.edgecolor": "#9ca3af", "axes.grid": True, "axes.axisbelow": True, "axes.spines.right": False,
         "axes.spines.top": False, "grid.color": "#e9ebee", "xtick.color": GREY, "ytick.color": GREY, "font.size": 8.5,
-        "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 0.9, "legend.columnspacing": 1}  # fmt: skip
+        "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 0.9, "legend.handletextpad": 0.4,
+        "legend.columnspacing": 0.9, "legend.borderaxespad": 0.1}  # fmt: skip
 MAX_BYTES = 7_000_000  # of the groups in the page; the curves come on top
 
 
@@ -137,8 +138,7 @@ def draw_lines(ax, rows: list[dict], labels: dict, colors) -> list:
 
 def draw_eval(ax, rows: list[dict], labels: dict) -> list:
     (steps, values), (_, sizes) = series(rows, "eval_accuracy"), series(rows, "eval_n")
-    ends = np.array([wilson(v * n, n) for v, n in zip(values, sizes, strict=True)])
-    bars = np.abs(ends.T - values)  # errorbar wants distances below and above
+    bars = np.abs(np.array([wilson(v * n, n) for v, n in zip(values, sizes, strict=True)]).T - values)  # below, above
     style = {"color": PALETTE[0], "markersize": 4, "capsize": 2.5, "linewidth": 1.6, "elinewidth": 1.1}
     handles = ax.plot(*series(rows, "eval_format"), "--", color=GREY, linewidth=1.2, label="format")
     ax.set_ylim(-0.03, 1.05)
@@ -150,7 +150,7 @@ def draw_seconds(ax, rows: list[dict], labels: dict) -> list:
     rows = [r for r in rows if any(key in r for key in labels)]  # the evaluation of step 0 has none
     times = {label: np.array([r.get(k) or 0.0 for r in rows]) for k, label in labels.items()}
     total, order = sum(times.values()), sorted(times, key=lambda name: -times[name].sum())
-    layers = {name: times[name] for name in order[: len(PALETTE)] if times[name].sum() > 0.02 * total.sum()}
+    layers = {name: times[name] for name in order[:4] if times[name].sum() > 0.02 * total.sum()}
     layers["other"] = total - sum(layers.values())
     ax.set(xmargin=0, ylim=(0, min(smooth(total).max(), 4 * np.median(total)) * 1.05))  # a slow first step is cut off
     colors = [*PALETTE[: len(layers) - 1], "#c4c8cf"]
@@ -200,16 +200,16 @@ script-src 'unsafe-inline'"><title>rollouts</title><style>
 body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 16px auto;
   padding: 0 12px; max-width: 1160px } h1 { margin: 0; font-size: 22px } .dim, th, label, .think { color: var(--dim) }
 details, nav, article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
-  margin: 10px 0 } summary, .text { cursor: pointer } img { border-radius: 6px } details img { width: 100% }
+  margin: 10px 0 } summary, .text { cursor: pointer } img { border-radius: 6px; width: 100% }
 nav { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 6px 18px; align-items: center }
 #text { flex: 1; min-width: 150px } input, select, button { font: inherit; accent-color: var(--good) }
-article { display: grid; grid-template-columns: 132px minmax(0, 1fr); gap: 14px } article img { width: 132px }
+article { display: grid; grid: auto / 132px minmax(0, 1fr); gap: 14px; overflow-wrap: anywhere }
 .pill { border: 1px solid var(--line); border-radius: 9px; padding: 0 8px; margin: 4px } small, th { font-size: 12px }
 table { border-collapse: collapse; width: 100%; margin-top: 6px; font-variant-numeric: tabular-nums } td:first-child {
   border-left: 4px solid; color: var(--c) } td { border-top: 1px solid var(--line) } .answer { background: var(--mark) }
 th, td { text-align: right; padding: 2px 8px; vertical-align: top; white-space: nowrap; font-weight: 400 }
-th:last-child, td:last-child { text-align: left; width: 99% } .text { white-space: pre-wrap; overflow-wrap: anywhere }
-.text:not(.open) { overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5 }
+th:last-child, td:last-child { text-align: left; width: 99% } .text { white-space: pre-wrap }
+.text:not(.open) .long { overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4 }
 </style><h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
 </details><nav><input type="search" id="text" placeholder="find text or id"><select id="sort">
 <option value="step 1">first steps first<option value="step -1">last steps first<option value="mean -1">highest reward
@@ -229,10 +229,10 @@ for (const g of D.groups) {
 const sorted = D.groups.flatMap(g => g.r).sort((a, b) => a - b), low = sorted[0], high = sorted.at(-1)
 const wrong = c => ("accuracy" in c.parts ? c.parts.accuracy : c.reward - high + 1) < 1
 const pieces = /(<think>[^]*?(?:<\/think>|(?=<answer>)|$)|<answer>[^]*?(?:<\/answer>|$)|\\boxed\{[^}]*\})/i
-function completion(c, names) {
-  const kind = (s, i) => i % 2 == 0 ? "" : /^<think/i.test(s) ? "think" : "answer"  // split: odd pieces are matches
+function completion(c, names) {  // split() puts the matches at the odd places
+  const kind = (s, i) => (i % 2 == 0 ? "" : /^<think/i.test(s) ? "think" : "answer") + (s.length > 400 ? " long" : "")
   const text = make("div", "text", "", ...c.text.split(pieces).map((s, i) => make("span", kind(s, i), s)))
-  text.onclick = () => getSelection().isCollapsed && text.classList.toggle("open")  // long texts start with 5 lines
+  text.onclick = () => getSelection().isCollapsed && text.classList.toggle("open")  // long pieces start with 4 lines
   const cells = [number(c.reward), ...names.map(n => number(c.parts[n])), (c.advantage > 0 ? "+" : "") +
     number(c.advantage), (c.finished ? "" : "cut off at ") + c.tokens].map(s => make("td", "", s))
   const row = make("tr", "", "", ...cells, make("td", "", "", text)), good = 100 * (c.reward - low) / (high - low || 1)
@@ -242,7 +242,7 @@ function card(g) {
   const head = ["reward", ...names, "advantage", "tokens", "completion"].map(s => make("th", "", s))
   const pills = ["answer " + g.solution, "mean reward " + number(g.mean), "spread " + number(g.std)]
   const table = make("table", "", "", make("tr", "", "", ...head), ...shown.map(c => completion(c, names)))
-  const images = g.images.map(src => Object.assign(make("img", "", ""), {src})), id = make("small", "", g.id)
+  const images = g.images.map(src => Object.assign(make("img", "", ""), {src})), id = make("div", "", g.id)
   const right = make("div", "", "", make("b", "", g.problem), ...pills.map(s => make("small", "pill", s)), table)
   return make("article", "", "", make("div", "dim", "step " + g.step, ...images, id), right) }
 function show(limit = 30) {
@@ -263,8 +263,8 @@ document.querySelector("nav").oninput = () => show(); show()
 def main(out_dir: Path) -> None:
     rows, about, rollouts = read_metrics(out_dir), describe(out_dir), out_dir / "rollouts.jsonl"
     files = {out_dir / "curves.png": curves(rows, about)}
-    if rollouts.is_file():
-        groups, total = pick_groups(rollouts)
+    groups, total = pick_groups(rollouts) if rollouts.is_file() else ([], 0)
+    if groups:
         image = "data:image/png;base64," + base64.b64encode(files[out_dir / "curves.png"]).decode()
         # in JSON '<' stands in strings only, and without it no text can end the script element
         page = json.dumps(about | {"curves": image, "groups": groups, "total": total}).replace("<", "\\u003c")

@@ -271,6 +271,8 @@ if __name__ == "__main__":
             parts = rewards.score(tokenizer.decode(completion.ids, skip_special_tokens=True), prompt["row"])
             sums = [a + b for a, b in zip(sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True)]
         accuracy, formatted, length, n = common.all_sum(sums, device)
+        if n == 0:
+            raise SystemExit(f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why")
         say(f"step {step}/{steps} | held-out accuracy {accuracy / n:.1%} format {formatted / n:.1%} length {length / n:.0f} ({n:.0f} rows)")
         return {"eval_accuracy": accuracy / n, "eval_format": formatted / n, "eval_length": length / n, "eval_n": int(n)}
 
