@@ -18,6 +18,7 @@ A row that cannot be used (broken image, no answer, prompt too long) raises BadR
 A prompt is never cut: cutting image tokens breaks the model, cutting text changes the question.
 """
 
+import base64
 import io
 import json
 import random
@@ -290,6 +291,14 @@ def encode_prompt(row: dict, processor, template: str = "think", max_prompt_leng
     if len(input_ids) > max_prompt_length:
         raise BadRow(f"row {row['id']}: prompt of {len(input_ids)} tokens, more than max_prompt_length={max_prompt_length}")
     return {"row": row, "token_ids": token_ids, "input_ids": input_ids, "pixel_values": pixels, "image_grid_thw": grid}
+
+
+def thumbnail(image: Image.Image, side: int = 160) -> str:
+    """The image, at most `side` pixels wide and high, as a JPEG data URI: logs carry it, web pages show it."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def target_text(row: dict, target: str = "cot") -> str:

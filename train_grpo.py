@@ -30,8 +30,6 @@ Writes to out_dir: config.json, run.json, metrics.jsonl, rollouts.jsonl, curves.
 checkpoints), resume/ (everything needed to go on: the same command continues a run that was stopped or killed).
 """
 
-import base64
-import io
 import json
 import math
 import resource
@@ -427,13 +425,8 @@ if __name__ == "__main__":
             f"skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
         shown = []
         for p, prompt in enumerate(prompts):
-            entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}, "images": []}
-            if p < thumbnails:
-                for image in prompt["row"]["images"]:
-                    small, buffer = image.copy(), io.BytesIO()
-                    small.thumbnail((160, 160))
-                    small.save(buffer, "JPEG", quality=80)
-                    entry["images"].append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+            entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}}
+            entry["images"] = [data.thumbnail(image) for image in prompt["row"]["images"]] if p < thumbnails else []
             entry["completions"] = [
                 {"text": texts[s], "reward": reward[s].item(), "parts": parts[s], "advantage": round(advantage[s].item(), 4),
                  "tokens": len(completions[s].ids), "finished": completions[s].finished} for s in range(p * G, p * G + G)

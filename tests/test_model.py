@@ -20,8 +20,9 @@ import data
 import model
 import sampling
 
-CLASSES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration"}
-FAMILIES = [pytest.param(f, marks=[] if hasattr(transformers, c) else pytest.mark.skip("not in this transformers")) for f, c in CLASSES.items()]
+CONFIGS = {"qwen2_vl": "Qwen2VLConfig", "qwen2_5_vl": "Qwen2_5_VLConfig", "qwen3_vl": "Qwen3VLConfig"}
+SKIP = pytest.mark.skip("this transformers does not have it")
+FAMILIES = [pytest.param(f, marks=() if hasattr(transformers, c) else SKIP) for f, c in CONFIGS.items()]
 TEMPERATURE = 0.7
 
 
@@ -45,8 +46,12 @@ class Kit:
                     p *= 5
         self.banned, self.end = model.banned_ids(self.net.config, self.processor), model.end_ids(self.processor)
         self.allowed = sorted(set(range(self.net.config.get_text_config().vocab_size)) - set(self.banned))
-        rows = [make_row("How many cubes?", picture(0)), make_row("Two and two?"), make_row("Which is larger, and why?", picture(1), picture(2, 112, 84)),
-                make_row("How many red spheres are there?", picture(3))]  # fmt: skip
+        rows = [
+            make_row("How many cubes?", picture(0)),
+            make_row("Two and two?"),
+            make_row("Which is larger, and why?", picture(1), picture(2, 112, 84)),
+            make_row("How many red spheres are there?", picture(3)),
+        ]
         self.prompts = [self.encode(r) for r in rows]
         rng, start, self.groups = random.Random(0), 0, []
         for lengths in ((4, 1, 7), (3, 5, 2), (6, 2, 9), (1, 1, 8)):
@@ -62,7 +67,7 @@ class Kit:
         return data.encode_prompt(row, self.processor, "direct", **more)
 
     def plain(self, prompt, ids):
-        """Log-probs (C,) of a completion and all log-probs (C, V), from transformers' own forward pass on [prompt | completion] alone."""
+        """Log-probs (C,) of a completion and of the whole vocabulary (C, V): transformers' own forward pass on prompt + completion."""
         full = torch.tensor([prompt["input_ids"] + ids])
         vision = {k: prompt[k] for k in ("pixel_values", "image_grid_thw") if prompt[k] is not None}
         types = (full == self.net.config.image_token_id).int()
@@ -75,7 +80,7 @@ class Kit:
 
     @functools.cached_property
     def expected(self):
-        """Log-probs (L,) of all completions, and gradients by parameter name of sum_t weight_t * logp_t, one completion at a time."""
+        """Log-probs (L,) of all completions, gradients by name of sum_t weight_t * logp_t: one completion at a time, nothing packed."""
         self.net.zero_grad()
         out = torch.zeros(self.total)
         for prompt, group in zip(self.prompts, self.groups, strict=True):
@@ -125,31 +130,345 @@ def assert_same(result, expected, tol=1e-5):
 # packed rows
 # -----------------------------------------------------------------------------
 
-LAYOUTS = {  # row_tokens, micro_tokens, shapes of the micro-batches as [rows]
-    "a group per row": (0, 1),
-    "all groups in one row": (10**6, 10**6),
-    "two groups in a row, padded": (-1, 10**6),
-    "a group split over rows": (1, 1),
-    "split, all rows in one micro-batch": (1, 10**6),
-    "rows of very different length in micro-batches": (1, 300),
+LAYOUTS = {  # row_tokens, micro_tokens -> (rows, groups) of every micro-batch; the groups are 94, 61, 60 and 55 tokens long
+    "a group per row": (94, 1, [(1, 1)] * 4),
+    "all groups in one row": (1000, 1000, [(1, 4)]),
+    "two groups in one of the rows, which are padded": (115, 1000, [(3, 4)]),
+    "groups split, a completion per row": (1, 1, [(1, 1)] * 12),
+    "groups split, all rows in one micro-batch": (1, 2000, [(12, 12)]),
+    "groups split in two": (88, 1, [(1, 1)] * 5),
+    "several micro-batches of several rows": (1, 300, [(3, 3), (5, 5), (4, 4)]),
 }
 
 
-def test_x(tiny_folder):
-    import time
-    for f in CLASSES:
-        k = Kit(tiny_folder(f))
-        t = time.time()
-        e = k.expected
-        print(f, [len(p["input_ids"]) for p in k.prompts], "plain", time.time() - t, e[0][:8])
-        sizes = [len(p["input_ids"]) + sum(len(c) for _, c in g) for p, g in zip(k.prompts, k.groups)]
-        for rt, mt in [(max(sizes), 1), (10**6, 10**6), (sorted(sizes)[0] + sorted(sizes)[1], 10**6), (1, 1), (1, 10**6), (1, 300)]:
-            t = time.time()
-            r = k.packed(rt, mt)
-            worst = max(((r[1][n] - g).norm() / g.norm()).item() for n, g in e[1].items() if g.norm() > 1e-7)
-            print(rt, mt, [tuple(b["input_ids"].shape) for b in r[2]], "logp", (r[0] - e[0]).abs().max().item(), "grad", worst, time.time() - t)
-        print("zero grads", [n for n, g in e[1].items() if g.norm() <= 1e-7])
+@each_family
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_rows_equal_plain_transformers(kit, layout):
+    """0, 1 and 2 images per prompt (sizes differ), 3 completions each; log-probs and the gradient of every parameter."""
+    row_tokens, micro_tokens, shape = LAYOUTS[layout]
+    logps, gradients, batches = kit.packed(row_tokens, micro_tokens)
+    assert [(len(b["input_ids"]), sum(len(set(g.tolist()) - {-1}) for g in b["group"])) for b in batches] == shape
+    assert_same((logps, gradients), kit.expected)
+    assert all(g.norm() > 1e-4 for g in kit.expected[1].values())  # nothing was compared with zero
+
+
+@each_family
+def test_the_comparison_above_can_fail(kit):
+    """Each mistake that packing invites changes the log-probs by far more than the tolerance."""
+    logps, policy = kit.expected[0], model.Policy(kit.net, kit.banned, TEMPERATURE)
+    (batch,) = model.pack(kit.prompts, kit.groups, kit.net, 1000, 1000)
+    pixels, size = batch["pixel_values"], len(kit.prompts[0]["pixel_values"])
+    mistakes = {
+        "positions simply count on": {"position_ids": torch.arange(batch["group"].numel()).expand(3, 1, -1)},
+        "groups see each other": {"group": batch["group"] * 0},
+        "completions see each other": {"segment": batch["segment"] * 0},
+        "images in another order": {"pixel_values": torch.cat([pixels[-size:], pixels[:-size]])},
+    }
+    for name, change in mistakes.items():
         with torch.no_grad():
-            other = k.encode(make_row("How many cubes?", picture(9)))
-            print("image matters", (k.plain(k.prompts[0], k.groups[0][2][1])[0] - k.plain(other, k.groups[0][2][1])[0]).abs())
-            print("entropy", torch.distributions.Categorical(logits=k.plain(other, k.groups[0][2][1])[1][:, k.allowed]).entropy())
+            assert (policy(batch | change)[0] - logps[batch["token"]]).abs().max() > 1e-2, name
+
+
+@one_family
+def test_gradient_checkpointing_training_mode_and_logit_chunks(kit, tiny_folder):
+    """As the trainer runs it: activations recomputed, logits in chunks that cut through completions."""
+    other = Kit(kit.folder)
+    other.net.train().gradient_checkpointing_enable({"use_reentrant": False})
+    policy = model.Policy(other.net, other.banned, TEMPERATURE, logit_chunk=3)
+    assert_same(other.packed(115, 1000, policy), kit.expected)
+
+
+@each_family
+def test_eager_attention(kit):
+    """attn='eager' takes the same mask as sdpa; it must not be added to the scores as 0 and 1."""
+    assert_same(Kit(kit.folder, "eager").packed(1000, 1000), kit.expected)
+
+
+@each_family
+def test_text_only_rows_leave_the_vision_tower_without_gradient_but_in_the_graph(kit):
+    prompt, group = kit.prompts[1], [(s - kit.groups[1][0][0], ids) for s, ids in kit.groups[1]]
+    out, gradients, _ = kit.packed(1000, 1000, prompts=[prompt], groups=[group])
+    torch.testing.assert_close(out[:10], torch.cat([kit.plain(prompt, ids)[0].detach() for _, ids in group]), atol=1e-5, rtol=1e-5)
+    for name, g in gradients.items():
+        assert (".visual." in name) == (g.norm() == 0), name
+
+
+@each_family
+def test_entropy_is_that_of_the_sampled_distribution(kit):
+    (batch,) = model.pack(kit.prompts, kit.groups, kit.net, 1000, 1000)
+    with torch.no_grad():
+        _, entropy = model.Policy(kit.net, kit.banned, TEMPERATURE)(batch)
+        for prompt, group in zip(kit.prompts, kit.groups, strict=True):
+            for start, ids in group:
+                expected = torch.distributions.Categorical(logits=kit.plain(prompt, ids)[1][:, kit.allowed]).entropy()
+                where = (batch["token"] >= start) & (batch["token"] < start + len(ids))
+                torch.testing.assert_close(entropy[where], expected, atol=1e-5, rtol=1e-5)
+
+
+@each_family
+def test_two_prompts_with_images_of_one_size_are_not_mixed_up(kit):
+    prompts = [kit.encode(make_row("How many cubes?", picture(seed, 112, 84), picture(seed + 1, 112, 84))) for seed in (10, 20)]
+    ids = kit.groups[0][2][1]
+
+    def logps(prompts, row_tokens):
+        batches = model.pack(prompts, [[(i * len(ids), ids)] for i in range(len(prompts))], kit.net, row_tokens, 10**6)
+        with torch.no_grad():
+            values = [model.Policy(kit.net, kit.banned, TEMPERATURE)(b)[0] for b in batches]
+        return torch.cat(values)[torch.cat([b["token"] for b in batches]).argsort()].view(len(prompts), -1)
+
+    apart = torch.cat([logps([p], 1) for p in prompts])
+    for row_tokens in (1, 1000):
+        torch.testing.assert_close(logps(prompts, row_tokens), apart, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logps(prompts[::-1], row_tokens), apart.flip(0), atol=1e-5, rtol=1e-5)
+    assert (apart[0] - apart[1]).abs().max() > 0.05
+
+
+@each_family
+def test_what_a_token_can_see(kit):
+    """Another token in completion 1 of prompt 2: its own later tokens change, nothing else does."""
+    policy = model.Policy(kit.net, kit.banned, TEMPERATURE)
+
+    def logps(groups):
+        (batch,) = model.pack(kit.prompts, groups, kit.net, 1000, 1000)
+        with torch.no_grad():
+            return policy(batch)[0][batch["token"].argsort()]
+
+    start, ids = kit.groups[2][0]
+    changed = ids[:2] + [next(i for i in kit.allowed if i not in ids)] + ids[3:]
+    before = logps(kit.groups)
+    after = logps([*kit.groups[:2], [(start, changed), *kit.groups[2][1:]], kit.groups[3]])
+    same = torch.ones(kit.total, dtype=torch.bool)
+    same[start + 2 : start + 6] = False
+    torch.testing.assert_close(after[same], before[same], atol=2e-6, rtol=0)
+    assert ((after - before)[~same].abs() > 1e-4).all()
+
+
+def test_group_mask_by_hand():
+    """The picture in the docstring of model.py: prompt p, completions a and b, then a second group q with completion c."""
+    #                        p  p  a  a  b  q  c
+    group = torch.tensor([[0, 0, 0, 0, 0, 1, 1]])
+    segment = torch.tensor([[0, 0, 1, 1, 2, 0, 1]])
+    expected = [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert model.group_mask(group, segment)[0, 0].int().tolist() == expected
+
+
+# -----------------------------------------------------------------------------
+# loading, prompts, banned ids
+# -----------------------------------------------------------------------------
+
+
+@each_family
+@pytest.mark.parametrize("sizes", [[], [(56, 56)], [(112, 84), (56, 84)], [(100, 75)], [(640, 480)], [(20, 20)]])
+def test_encode_prompt_equals_the_processor(kit, sizes):
+    images = [picture(i, *size) for i, size in enumerate(sizes)]
+    prompt = data.encode_prompt(make_row("How many cubes?", *images), kit.processor, "think", max_pixels=40000)
+    instruction = "  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+    text = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            + "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
+            + "How many cubes?" + instruction + "<|im_end|>\n<|im_start|>assistant\n")  # fmt: skip
+    resized = prompt["row"]["images"]
+    full = kit.processor(text=[text], images=resized or None, return_tensors="pt", size={"shortest_edge": 3136, "longest_edge": 40000})
+    assert prompt["input_ids"] == full["input_ids"][0].tolist()
+    assert prompt["token_ids"] == kit.processor.tokenizer(text, add_special_tokens=False).input_ids
+    for key in ("pixel_values", "image_grid_thw"):
+        assert prompt[key] is None if not images else torch.equal(prompt[key], full[key])
+    unit = 2 * kit.processor.image_processor.patch_size  # one visual token is unit x unit pixels
+    visual = sum(im.width * im.height // unit**2 for im in resized)
+    assert prompt["input_ids"].count(kit.net.config.image_token_id) == visual
+    assert all(im.width % unit == im.height % unit == 0 and 3136 <= im.width * im.height <= 40000 for im in resized)
+
+
+@each_family
+def test_banned_ids(kit):
+    tokenizer, rows = kit.processor.tokenizer, kit.net.config.get_text_config().vocab_size
+    assert kit.net.get_output_embeddings().weight.shape[0] == rows > len(tokenizer)  # there is padding of the vocabulary
+    assert set(range(len(tokenizer), rows)) < set(kit.banned)
+    specials = {t: tokenizer.convert_tokens_to_ids(t) for t in model.SPECIAL_TOKENS}
+    assert {t for t, i in specials.items() if i in kit.banned} == set(specials) - {"<|im_end|>", "<|endoftext|>"}
+    assert kit.end == [specials["<|im_end|>"], specials["<|endoftext|>"]]
+    assert len(kit.banned) == len(specials) - 2 + rows - len(tokenizer)  # and nothing else: any ordinary text can be written
+
+
+@one_family
+def test_added_tokens_that_are_not_special_stay_allowed(kit):
+    processor = model.load_processor(kit.folder)
+    processor.tokenizer.add_tokens(["<think>", "</think>"])
+    assert not set(processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) & set(model.banned_ids(kit.net.config, processor))
+
+
+def test_load_errors_name_the_remedy(tmp_path, tiny_folder):
+    folder = str(tmp_path / "nothing")
+    for load in (model.load_model, model.load_processor):
+        with pytest.raises(SystemExit, match=f"^model: no config.json in '{folder}'; name a checkpoint .* python model.py {folder}$"):
+            load(folder)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(SystemExit, match="is a 'llama' checkpoint; this code trains qwen2_vl, qwen2_5_vl, qwen3_vl$"):
+        model.load_model(str(tmp_path))
+    with pytest.raises(SystemExit, match="^dtype: 'half' is none of float32, bfloat16, float16$"):
+        model.load_model(tiny_folder(), "half")
+    with pytest.raises(SystemExit, match="^attn: 'flash' is none of auto, sdpa"):
+        model.load_model(tiny_folder(), attn="flash")
+    with pytest.raises(SystemExit, match="^attn: flash_attention_2 needs .* set attn='sdpa'$"):
+        model.load_model(tiny_folder(), attn="flash_attention_2")
+    with pytest.raises(SystemExit, match="^family: 'gpt2' is none of qwen2_vl"):
+        model.build_tiny(str(tmp_path), [], "gpt2")
+
+
+# -----------------------------------------------------------------------------
+# rollouts with transformers
+# -----------------------------------------------------------------------------
+
+SEEDS = [100, 200, 300, 400]
+
+
+def rollout(kit, prompts=None, n=3, seeds=SEEDS, temperature=TEMPERATURE, top_p=1.0, top_k=0, max_tokens=8, end=None, **more):
+    prompts = kit.prompts if prompts is None else prompts
+    return sampling.rollout_hf(kit.net, prompts, n, seeds, temperature, top_p, top_k, max_tokens, kit.banned, end or kit.end, **more)
+
+
+def assert_logps_are_the_policys(kit, groups, temperature=TEMPERATURE):
+    """Against both the packed policy and plain transformers."""
+    start, completions = 0, []
+    for group in groups:
+        completions.append([])
+        for c in group:
+            completions[-1].append((start, c.ids))
+            start += len(c.ids)
+    logps = torch.tensor([x for group in groups for c in group for x in c.logps])
+    with torch.no_grad():
+        for batch in model.pack(kit.prompts, completions, kit.net, 1000, 1000):
+            torch.testing.assert_close(model.Policy(kit.net, kit.banned, temperature)(batch)[0], logps[batch["token"]], atol=1e-5, rtol=1e-5)
+        plain = torch.cat([kit.plain(p, c.ids)[0] for p, group in zip(kit.prompts, groups, strict=True) for c in group])
+    if temperature == TEMPERATURE:
+        torch.testing.assert_close(logps, plain, atol=1e-5, rtol=1e-5)
+
+
+@each_family
+def test_rollout_logps_are_the_policys(kit):
+    """Prompts of four lengths with 0, 1 and 2 images in one batch: padding is in play."""
+    groups = rollout(kit)
+    assert [len(g) for g in groups] == [3] * 4 and len({len(p["input_ids"]) for p in kit.prompts}) == 4
+    assert all(len(c.ids) == len(c.logps) <= 8 and not set(c.ids) & set(kit.banned) for g in groups for c in g)
+    assert_logps_are_the_policys(kit, groups)
+
+
+SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01}
+
+
+@one_family
+@pytest.mark.parametrize("shipped", [SHIPPED, SHIPPED | {"repetition_penalty": 1.05}], ids=["sampling", "repetition_penalty"])
+def test_rollout_ignores_the_checkpoints_generation_config(kit, shipped, monkeypatch):
+    """Published Qwen checkpoints carry a top_k of 1, a top_p, a temperature and a repetition penalty; the knobs of the run decide."""
+    before = rollout(kit)
+    monkeypatch.setattr(kit.net, "generation_config", transformers.GenerationConfig(**shipped))
+    groups = rollout(kit)
+    assert_logps_are_the_policys(kit, groups)
+    assert groups == before
+
+
+@each_family
+def test_same_seeds_same_completions_however_the_batch_is_cut(kit):
+    groups = rollout(kit)
+    ids = [[c.ids for c in g] for g in groups]
+    assert [[c.ids for c in g] for g in rollout(kit)] == ids
+    assert [[c.ids for c in g] for g in rollout(kit, batch=1)] == ids  # one prompt at a time
+    assert [[c.ids for c in g] for g in rollout(kit, batch=6)] == ids
+    assert [[c.ids for c in g] for g in rollout(kit, kit.prompts[::-1], seeds=SEEDS[::-1])] == ids[::-1]
+    # completion i of a prompt is the one that seed + i gives alone
+    assert rollout(kit, kit.prompts[2:3], n=1, seeds=[302])[0][0].ids == ids[2][2]
+    other = [[c.ids for c in g] for g in rollout(kit, seeds=[s + 50 for s in SEEDS])]
+    assert all(a != b for one, two in zip(ids, other, strict=True) for a, b in zip(one, two, strict=True))
+    assert len({tuple(i) for g in ids for i in g}) == 12  # within a group they differ, too
+
+
+@one_family
+def test_rollout_leaves_the_model_as_it_was_and_works_in_training_mode(kit):
+    expected = rollout(kit)
+    other = Kit(kit.folder)
+    other.net.train().gradient_checkpointing_enable({"use_reentrant": False})
+    assert [[c.ids for c in g] for g in rollout(other)] == [[c.ids for c in g] for g in expected]
+    assert other.net.training
+    assert_same(other.packed(1000, 1000), kit.expected)  # a training step after a rollout is not disturbed by it
+
+
+@one_family
+def test_the_end_token_ends_it(kit):
+    """With every third token declared an end token, most completions end within eight: the first end token is the last token."""
+    end = kit.allowed[::3] + [kit.end[1]]
+    groups = rollout(kit, n=8, end=end)
+    ended = [c for g in groups for c in g if c.finished]
+    assert len(ended) > 16
+    for c in (c for g in groups for c in g):
+        assert c.finished == (c.ids[-1] in end) and not set(c.ids[:-1]) & set(end)
+        assert c.finished or len(c.ids) == 8
+    assert len({len(c.ids) for c in ended}) > 2  # the rows of the batch ended at different times
+    assert_logps_are_the_policys(kit, groups)
+    # what came before the end does not depend on where others ended
+    free = [c.ids for g in rollout(kit, n=8) for c in g]
+    assert all(ids[: len(c.ids)] == c.ids for ids, c in zip(free, [c for g in groups for c in g], strict=True))
+
+
+def test_cut_by_hand():
+    end = [7, 9]  # <|im_end|>, <|endoftext|>
+    assert sampling.cut([1, 2, 7, 9, 9], [-1.0, -2.0, -3.0, 0.0, 0.0], end) == ([1, 2, 7], [-1.0, -2.0, -3.0], True)
+    assert sampling.cut([1, 9, 9, 9], [-1.0, -2.0, 0.0, 0.0], end) == ([1, 9], [-1.0, -2.0], True)  # <|endoftext|> is an end as well as padding
+    assert sampling.cut([7, 1], [-1.0, -2.0], end) == ([7], [-1.0], True)
+    assert sampling.cut([1, 2, 3], [-1.0, -2.0, -3.0], end) == ([1, 2, 3], [-1.0, -2.0, -3.0], False)
+    assert sampling.cut([1, 2, 7], [-1.0, -2.0, -3.0], end).finished  # the last token that was allowed
+
+
+def test_sample_seeds_do_not_overlap():
+    """Completion i of a prompt uses seed + i: 64 completions of any two prompts in 500 steps of 16 prompts draw different noise."""
+    seeds = sorted(sampling.sample_seed(0, step, p) for step in range(500) for p in range(16))
+    assert 0 <= seeds[0] and seeds[-1] + 64 < 2**32
+    overlapping = sum(b - a < 64 for a, b in zip(seeds, seeds[1:], strict=False))
+    # 8,000 seeds spread at random over 2^31 have about 8000^2 / 2^31 * 64 = 1.9 neighbours closer than 64
+    assert overlapping < 10
+    assert sampling.sample_seed(0, 3, 1) == sampling.sample_seed(0, 3, 1) != sampling.sample_seed(1, 3, 1)
+
+
+@one_family
+@pytest.mark.parametrize("top_k", [0, 12])
+def test_first_tokens_have_the_frequencies_of_the_softmax(kit, top_k):
+    """2,000 seeded draws; with top_k the 12 most probable tokens, renormalised."""
+    n, prompt = 2000, kit.prompts[1]
+    drawn = rollout(kit, [prompt] * 10, n=n // 10, seeds=[1000 * i for i in range(10)], temperature=0.4, top_k=top_k, max_tokens=1, batch=400)
+    counts = torch.bincount(torch.tensor([c.ids[0] for g in drawn for c in g]), minlength=1024).double()
+    with torch.no_grad():
+        logits = kit.plain(prompt, [kit.end[0]])[1][0].double() * TEMPERATURE / 0.4  # log-probs at 0.7 -> logits at 0.4
+    p = torch.zeros(1024, dtype=torch.float64)
+    p[kit.allowed] = logits[kit.allowed].softmax(-1)
+    if top_k:
+        p[p < p.topk(12).values.min()] = 0
+        p /= p.sum()
+    assert (counts[p == 0] == 0).all() and counts.sum() == n
+    big = p * n >= 10
+    z = (counts - n * p)[big] / (n * p * (1 - p))[big].sqrt()
+    assert big.sum() >= 12 and z.abs().max() < 4
+    rest = p[~big].sum()  # all rare tokens together
+    assert abs(counts[~big].sum() - n * rest) <= 4 * (n * rest * (1 - rest)).sqrt()
+    # the log-probs that come with the draws are of the same distribution
+    assert all(abs(c.logps[0] - p[c.ids[0]].log()) < 1e-4 for c in drawn[0])
+
+
+@each_family
+def test_greedy_equals_transformers_own(kit):
+    groups = rollout(kit, n=1, temperature=0.0, max_tokens=12)
+    for prompt, (completion,) in zip(kit.prompts, groups, strict=True):
+        ids = torch.tensor([prompt["input_ids"]])
+        vision = {k: prompt[k] for k in ("pixel_values", "image_grid_thw") if prompt[k] is not None}
+        out = kit.net.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == kit.net.config.image_token_id).int(), do_sample=False,
+            suppress_tokens=kit.banned, eos_token_id=kit.end, pad_token_id=kit.end[1], max_new_tokens=12, **vision,
+        )  # fmt: skip
+        assert completion.ids == out[0, ids.shape[1] :].tolist()
+    kit.net.model.rope_deltas = None
+    assert_logps_are_the_policys(kit, groups, temperature=1.0)
