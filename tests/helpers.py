@@ -1,0 +1,92 @@
+"""Runs the real scripts in processes of their own; used by test_runs.py and test_bad_input.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENES = "scenes:clevr?rows=200&layout=grid&objects=1-2"
+TINY = ["--dtype=float32", "--grad_checkpointing=False", "--zero_stage=0", "--row_tokens=384", "--micro_tokens=4096",
+        "--max_prompt_length=128", "--learning_rate=1e-3", "--lr_schedule=constant"]  # fmt: skip
+SFT = ["train_sft.py", *TINY, "--warmup_steps=0", "--batch_size=4", "--max_completion_length=64", f"--data_source={SCENES}"]
+GRPO = ["train_grpo.py", *TINY, "--prompts_per_step=4", "--group_size=4", "--max_completion_length=24", "--temperature=1.0",
+        f"--data_source={SCENES}"]  # fmt: skip
+SOURCES = "scenes:clevr?rows=8&seed=3&layout=grid&objects=1-2"  # held-out rows
+
+
+class Script:
+    """A running script; its output (both streams) is in `log`. With ranks > 1 it is started by torchrun."""
+
+    def __init__(self, command: list[str], log: Path, ranks: int = 1, env: dict | None = None, preexec_fn=None):
+        bin = Path(sys.executable).parent
+        self.command, self.log = command, log
+        start = [str(bin / "torchrun"), "--standalone", f"--nproc_per_node={ranks}"]
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        inherited = {k: v for k, v in os.environ.items() if k not in names}  # an engine in the pytest process has set these
+        environment = inherited | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                (start if ranks > 1 else [sys.executable]) + command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+                stderr=file, start_new_session=True, preexec_fn=preexec_fn,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        if "torchrun" in self.process.args[0]:  # its workers have sessions of their own; asked politely it ends them
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait(self, timeout: float = 180) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"no end after {timeout} s: {' '.join(self.command)}\n{self.text[-4000:]}")
+
+    def wait_for_step(self, out_dir: Path, step: int, timeout: float = 180) -> None:
+        """Until metrics.jsonl has a line of that step."""
+        end = time.time() + timeout
+        while time.time() < end and self.process.poll() is None:
+            if any(r["step"] >= step for r in records(out_dir)):
+                return
+            time.sleep(0.02)
+        self.kill()
+        pytest.fail(f"step {step} was not reached: {' '.join(self.command)}\n{self.text[-4000:]}")
+
+
+def run(command: list[str], log: Path, code: int = 0, timeout: float = 180, **options) -> str:
+    """Run a script to its end, check its exit code and return what it printed."""
+    script = Script(command, log, **options)
+    got = script.wait(timeout)
+    assert got == code, f"exit code {got}, expected {code}: {' '.join(command)}\n{script.text[-4000:]}"
+    return script.text
+
+
+def records(out_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The complete lines of a log."""
+    path = Path(out_dir, name)
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def refuses(command: list[str], log: Path, *words: str, rank_lines: int = 1, **options) -> str:
+    """The script ends with exit code 1 and one sentence that holds all `words`; no traceback. Returns the sentence."""
+    text = run(command, log, code=1, **options)
+    assert "Traceback" not in text, text[-4000:]
+    found = [line for line in text.splitlines() if all(word in line for word in words)]
+    assert len(found) == rank_lines, f"{len(found)} lines with {words}:\n{text[-4000:]}"
+    return found[0]
