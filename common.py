@@ -170,13 +170,19 @@ def freeze(policy, config: dict):
     return deepspeed.initialize(model=policy, config=config, dist_init_required=False)[0]
 
 
-def grad_norm(engine, dtype: str) -> float:
-    """Norm of the gradient before clipping, to be asked after engine.step(). 0.0 for ZeRO 0 in float32: DeepSpeed does not keep it.
+def optimizer_step(engine, lr: float, dtype: str) -> float:
+    """DeepSpeed's step at this learning rate: clip, AdamW, zero the gradients. Returns the gradient's norm before clipping.
 
-    SystemExit if it is not finite: the weights are spoilt, and the run ends before they are saved. (Not in float16: there
-    DeepSpeed skips such a step and lowers its loss scale.)
+    SystemExit if the norm is not finite: the weights are spoilt, and the run ends before they are saved. (Not in float16:
+    there DeepSpeed skips such a step and lowers its loss scale.)
     """
-    norm = float(engine.get_global_grad_norm() or 0)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    # without ZeRO in float32 DeepSpeed keeps no norm, but there the gradients are where torch puts them
+    plain = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    before = torch.nn.utils.get_total_norm(plain).item() if plain else 0.0
+    engine.step()
+    norm = float(engine.get_global_grad_norm() or before)
     if not math.isfinite(norm) and dtype != "float16":
         raise SystemExit(f"gradient: its norm is {norm}; this step was not saved. Lower learning_rate and run again")
     return norm

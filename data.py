@@ -65,7 +65,9 @@ class BadRow(Exception):
 
 
 class SceneRecords:
-    """`count` drawn scenes as records; scene i is the same for ever, so nothing has to be stored."""
+    """`rows` drawn scenes as records; scene i is the same for ever, so nothing has to be stored."""
+
+    column_names = ("id", "images", "problem", "solution", "thinking", "task")
 
     def __init__(self, split: str, rows: int = 1000, seed: int = 0, layout: str = "free", objects: str = "3-10", size: str = "",
                  family: str = "count_all", miss: float = 0.0, jitter: float = 0.0):  # fmt: skip
@@ -74,13 +76,19 @@ class SceneRecords:
         self.miss, self.jitter = float(miss), float(jitter)
         self.sample = {"layout": layout, "min_objects": int(low), "max_objects": int(high or low)}
         self.sample["size"] = tuple(int(x) for x in size.split("x")) if size else None
+        scenes.sample_scene(0, split=split, **self.sample)  # ValueError now rather than in mid-run
+        if family not in scenes.FAMILIES:
+            raise ValueError(f"family '{family}' is none of {', '.join(scenes.FAMILIES)}")
 
     def __len__(self):
         return self.rows
 
     def __getitem__(self, i: int) -> dict:
         scene = scenes.sample_scene(self.seed * 1_000_000 + i, split=self.split, **self.sample)
-        qa = scenes.ask(scene, i, self.family)
+        try:
+            qa = scenes.ask(scene, i, self.family)
+        except ValueError as error:  # no two objects to compare, for example
+            raise BadRow(f"row {self.split}/{self.seed}/{i}: {error}") from error
         answer = qa["answer"]
         if self.miss and self.family == "count_all":
             # the fallible teacher overlooks small objects; what it answers agrees with what it listed, not with the truth
@@ -103,7 +111,8 @@ class Rows:
     def __init__(self, records, name: str, columns: str = "", image_root: str = "", folder: str = ".", task: str = "auto"):
         self.records, self.name, self.task, self.folder = records, name, task, Path(folder)
         self.image_root = Path(image_root) if image_root else self.folder
-        first = records[0]
+        # A list of JSON records has the columns of all of them: the first row may be the one without an image.
+        first = getattr(records, "column_names", None) or list(dict.fromkeys(key for record in records for key in record))
         chosen = dict(pair.split("=", 1) for pair in columns.split(",") if pair)
         if set(chosen) - set(COLUMNS):
             raise SystemExit(f"columns: {sorted(set(chosen) - set(COLUMNS))[0]} is none of {', '.join(COLUMNS)}")
@@ -168,7 +177,6 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
         name, _, query = spec[7:].partition("?")
         try:
             records = SceneRecords(name, **dict(parse_qsl(query, strict_parsing=bool(query))))
-            records[0]
         except (TypeError, ValueError, KeyError) as error:
             example = "scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8"
             raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: {example}") from error
@@ -178,15 +186,26 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
         import datasets
 
         parquet = [str(path)] if path.suffix == ".parquet" else sorted(str(p) for p in path.rglob("*.parquet")) if path.is_dir() else []
-        if parquet:
-            matching = [p for p in parquet if Path(p).name.startswith(split)]  # train-00000-of-00004.parquet
-            table = datasets.load_dataset("parquet", data_files=matching or parquet, split="train")
-        elif path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-            table = datasets.load_from_disk(spec)
-            table = table if isinstance(table, datasets.Dataset) else table[split]
-        else:
-            raise SystemExit(f"data: '{spec}' is no .json, .jsonl or .parquet file, nor a folder of .parquet files or of save_to_disk")
-        records, folder = undecoded(table), path if path.is_dir() else path.parent
+        # train-00000-of-00004.parquet: files that name splits are chosen by the split, others are all taken
+        named = {p: Path(p).name.split("-")[0].removesuffix(".parquet") for p in parquet}
+        splits = set(named.values()) & {"train", "test", "val", "validation", "dev"} if path.is_dir() else set()
+        try:
+            if parquet:
+                if splits and split not in splits:
+                    raise SystemExit(f"data: '{spec}' has the splits {', '.join(sorted(splits))}, not '{split}'")
+                chosen = [p for p in parquet if named[p] == split] if splits else parquet
+                table = datasets.load_dataset("parquet", data_files=chosen, split="train")
+            elif path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+                table = datasets.load_from_disk(spec)
+                if isinstance(table, datasets.DatasetDict):
+                    if split not in table:
+                        raise SystemExit(f"data: '{spec}' has the splits {', '.join(table)}, not '{split}'; name another split")
+                    table = table[split]
+            else:
+                raise SystemExit(f"data: '{spec}' is no .json, .jsonl or .parquet file, nor a folder of .parquet files or of save_to_disk")
+            records, folder = undecoded(table), path if path.is_dir() else path.parent
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise SystemExit(f"data: '{spec}' cannot be read ({str(error).splitlines()[0][:160]}); is the file complete?") from error
     elif spec.count("/") == 1 and not path.suffix and not spec.startswith("."):
         import datasets
 
@@ -204,15 +223,16 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
 
 def read_json(path: Path) -> list[dict]:
     """Records of a .jsonl or .json file: a list, or the one list inside a dict (CLEVR's {"info": ..., "questions": [...]})."""
-    text = path.read_text(encoding="utf-8")
     try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SystemExit(f"data: '{path}' is not valid JSON ({error})") from error
-    lists = [data] if isinstance(data, list) else [v for v in data.values() if isinstance(v, list)]
-    if len(lists) != 1 or not all(isinstance(r, dict) for r in lists[0]):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":  # not splitlines(), which also cuts at characters that may stand in a JSON string
+            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            content = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise SystemExit(f"data: '{path}' is not valid JSON in UTF-8 ({error})") from error
+    lists = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else [content]
+    if len(lists) != 1 or not isinstance(lists[0], list) or not all(isinstance(r, dict) for r in lists[0]):
         raise SystemExit(f"data: '{path}' should hold one list of records")
     return lists[0]
 
@@ -325,7 +345,7 @@ class Stream:
         self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.say = rows, encode, seed, rank, world, shuffle, say
         self.per_epoch = len(rows) // world  # of this rank; a rest of less than `world` rows is left for other epochs
         self.cursor, self.skipped = 0, 0
-        self.order, self.pending, self.worker = (-1, []), None, ThreadPoolExecutor(1)
+        self.order, self.pending, self.worker = (-1, []), (None, None), ThreadPoolExecutor(1)
 
     @property
     def epoch(self) -> float:
@@ -341,27 +361,30 @@ class Stream:
         return self.order[1][place * self.world + self.rank]
 
     def collect(self, cursor: int, n: int) -> tuple[list[dict], int, list[str]]:
-        prompts, problems = [], []
+        prompts, problems, bad_run = [], [], 0
         while len(prompts) < n:
             index, cursor = self.row_index(cursor), cursor + 1
             try:
                 prompts.append(self.encode(self.rows[index]))
+                bad_run = 0
             except BadRow as problem:
                 problems.append(str(problem))
-                n_bad = len(problems)
-                if n_bad >= 1000 or n_bad >= self.per_epoch and not prompts:
-                    raise SystemExit(f"data: {n_bad} rows on end of '{self.rows.name}' cannot be used; the last: {problem}") from problem
+                bad_run += 1
+                if bad_run >= min(1000, self.per_epoch):
+                    raise SystemExit(f"data: {bad_run} rows on end of '{self.rows.name}' cannot be used; the last: {problem}") from problem
         return prompts, cursor, problems
 
     def take(self, n: int) -> list[dict]:
-        """The next n prompts. Raises SystemExit if a whole epoch (or 1,000 rows) holds none that can be used."""
-        pending = self.pending or self.worker.submit(self.collect, self.cursor, n)
-        prompts, self.cursor, problems = pending.result()
+        """The next n prompts. Raises SystemExit if a whole epoch (or 1,000 rows on end) holds none that can be used."""
+        prepared_for, future = self.pending
+        if prepared_for != (self.cursor, n):
+            future = self.worker.submit(self.collect, self.cursor, n)
+        prompts, self.cursor, problems = future.result()
         for problem in problems:
             if self.skipped < 5 or self.skipped % 1000 == 0:  # name the first ones; the count is in every log line
                 self.say(f"data: skipped (number {self.skipped + 1}): {problem}")
             self.skipped += 1
-        self.pending = self.worker.submit(self.collect, self.cursor, n)
+        self.pending = (self.cursor, n), self.worker.submit(self.collect, self.cursor, n)
         return prompts
 
 

@@ -40,7 +40,7 @@ def check_model_folder(path: str) -> str:
     """The model_type in path/config.json. Raises SystemExit with the remedy if it is no Qwen-VL checkpoint folder."""
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
-        if not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "out/")):
+        if not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "/", "out/")):
             return "hub id"  # looks like org/name: transformers will fetch it, and say so if it cannot
         raise SystemExit(f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, "
                          f"or make the tiny model with: python model.py {path}")  # fmt: skip
@@ -50,21 +50,20 @@ def check_model_folder(path: str) -> str:
     return family
 
 
-def choose_attention(name: str, device: str) -> dict:
-    """Attention kernels by part: the vision tower may use flash attention, the language model always sdpa.
+def vision_attention(name: str, device: str) -> str:
+    """The vision tower's attention kernel: flash attention where it is installed. The language model always uses sdpa.
 
     The packed rows need an arbitrary boolean mask, which flash attention does not take; the vision tower has plain
     variable-length windows, where it is much faster than sdpa (which loops over the windows).
     """
-    if name not in ("auto", "sdpa", "eager", "flash_attention_2"):
-        raise SystemExit(f"attn: '{name}' is none of auto, sdpa, eager, flash_attention_2")
+    if name not in ("auto", "sdpa", "flash_attention_2"):
+        raise SystemExit(f"attn: '{name}' is none of auto, sdpa, flash_attention_2")
     from transformers.utils import is_flash_attn_2_available
 
     has_flash = device != "cpu" and is_flash_attn_2_available()
     if name == "flash_attention_2" and not has_flash:
         raise SystemExit("attn: flash_attention_2 needs the flash-attn package and a GPU; install it or set attn='sdpa'")
-    vision = "flash_attention_2" if has_flash and name == "auto" else {"auto": "sdpa"}.get(name, name)
-    return {"": "eager" if name == "eager" else "sdpa", "vision_config": vision}
+    return "flash_attention_2" if has_flash and name != "sdpa" else "sdpa"
 
 
 def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: str = "cpu", say=print) -> nn.Module:
@@ -74,12 +73,12 @@ def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: s
     if dtype not in DTYPES:
         raise SystemExit(f"dtype: '{dtype}' is none of {', '.join(DTYPES)}")
     check_model_folder(path)
-    kernels = choose_attention(attn, device)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=kernels[""])
-    if kernels["vision_config"] != kernels[""]:
-        model.model.visual.set_attn_implementation(kernels["vision_config"])
+    vision = vision_attention(attn, str(device))
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    if vision != "sdpa":
+        model.model.visual.set_attn_implementation(vision)
     say(f"model: {type(model).__name__} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {dtype}, "
-        f"attention {kernels[''] if len(set(kernels.values())) == 1 else kernels}")  # fmt: skip
+        f"attention sdpa, in the vision tower {vision}")  # fmt: skip
     return model.to(device)
 
 
@@ -255,7 +254,9 @@ class Policy(nn.Module):
             # take part in the tower's collectives, or a rank without images waits for ever for one that has some.
             patch = base.visual.config
             blank = hidden.new_zeros(4, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2)
-            hidden = hidden + 0 * base.visual(blank, grid_thw=hidden.new_tensor([[1, 2, 2]], dtype=torch.long)).pooler_output.sum()
+            out = base.visual(blank, grid_thw=hidden.new_tensor([[1, 2, 2]], dtype=torch.long))
+            for features in [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]:  # deepstack: Qwen3-VL
+                hidden = hidden + 0 * features.sum()
         # (chunk, V) logits at a time, recomputed in the backward pass: (N, V) in float32 would be 5 GB for 8 k tokens of Qwen
         parts = [
             checkpoint(lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned), h, t, use_reentrant=False)

@@ -170,8 +170,10 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
     from transformers import GenerationConfig, LogitsProcessorList
 
     device, pad, result = next(model.parameters()).device, end[-1], []
-    was_training = model.training
+    was_training, shipped = model.training, model.generation_config
     model.eval()  # gradient checkpointing switches the KV cache off in training mode
+    # The checkpoint's own settings carry Qwen's top_k, top_p and repetition penalty: generate would fill our gaps with them.
+    model.generation_config = GenerationConfig()
     step = max(1, batch // n)
     for first in tqdm(range(0, len(prompts), step), desc="generate", disable=not progress):
         group = prompts[first : first + step]
@@ -183,8 +185,7 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
         vision = {}
         if any(p["pixel_values"] is not None for p in group):
             vision = {k: torch.cat([p[k] for p in group if p[k] is not None]).to(device) for k in ("pixel_values", "image_grid_thw")}
-        # A config of our own: the one in the checkpoint carries Qwen's top_k, top_p and repetition penalty, and without one
-        # transformers samples from the 50 most probable tokens only.
+        # top_k=0: transformers' default is to sample from the 50 most probable tokens
         config = GenerationConfig(max_new_tokens=max_tokens, do_sample=True, top_k=0, num_return_sequences=n, eos_token_id=end,
                                   pad_token_id=pad)  # fmt: skip
         types = (ids == model.config.image_token_id).int()
@@ -194,6 +195,7 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
         for p in range(len(group)):
             result.append([cut(out[s, width:].tolist(), logps[s], end) for s in range(p * n, (p + 1) * n)])
     model.train(was_training)
+    model.generation_config = shipped
     model.model.rope_deltas = None  # of the last batch; a later forward pass must not find them
     return result
 

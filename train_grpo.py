@@ -70,6 +70,7 @@ max_prompt_length = 1024  # tokens, visual ones included; longer rows are skippe
 min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
 max_pixels = 401408       # 512 visual tokens
 eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
+eval_split = "test"
 eval_rows = 200           # the first so many of them
 # rollout
 rollout = "vllm"          # 'vllm' or 'hf' (transformers' generate, for machines without vLLM)
@@ -223,7 +224,7 @@ if __name__ == "__main__":
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
     eval_prompts = []
     if eval_source and eval_interval:
-        held_out = data.load_rows(eval_source, "test", columns, image_root, task)
+        held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
         eval_prompts, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
     say(f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions = {prompts_per_step * G} sequences over {world} "
         f"process(es), {updates_per_rollout} update(s) | {steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs")  # fmt: skip
@@ -387,10 +388,7 @@ if __name__ == "__main__":
                         values = (loss, clipped.sum(), entropy.sum(), kl.sum(), off.sum(), mismatch.sum(), torch.tensor(len(i)))
                         sums += real[m] * torch.stack([v.double().to(device) for v in values])
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
-                for g in engine.optimizer.param_groups:
-                    g["lr"] = update_lr
-                engine.step()
-            norm = common.grad_norm(engine, dtype)
+                norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
             lap("update")
 
         # 7) sync the new weights into vLLM

@@ -156,10 +156,7 @@ if __name__ == "__main__":
             engine.backward(loss)
             loss_sum += loss.item() / world
         lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
-        for g in engine.optimizer.param_groups:
-            g["lr"] = lr
-        engine.step()
-        norm = common.grad_norm(engine, dtype)
+        norm = common.optimizer_step(engine, lr, dtype)
         step += 1
 
         # 4) log

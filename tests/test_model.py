@@ -178,17 +178,7 @@ def test_gradient_checkpointing_training_mode_and_logit_chunks(kit, tiny_folder)
     assert_same(other.packed(115, 1000, policy), kit.expected)
 
 
-@pytest.mark.xfail(strict=True, reason="eager attention adds group_mask's True and False to the scores as 1 and 0: nothing is masked")
-@each_family
-def test_eager_attention(kit):
-    """attn='eager' takes the same mask as sdpa; it must not be added to the scores as 0 and 1."""
-    assert_same(Kit(kit.folder, "eager").packed(1000, 1000), kit.expected)
-
-
-NO_DEEPSTACK = pytest.mark.xfail(strict=True, raises=AttributeError, reason="the blank image's deepstack mergers are not in the graph")
-
-
-@pytest.mark.parametrize("kit", [*FAMILIES[:2], pytest.param("qwen3_vl", marks=[*FAMILIES[2].marks, NO_DEEPSTACK])], indirect=True)
+@pytest.mark.parametrize("kit", FAMILIES, indirect=True)
 def test_text_only_rows_leave_the_vision_tower_without_gradient_but_in_the_graph(kit):
     prompt, group = kit.prompts[1], [(s - kit.groups[1][0][0], ids) for s, ids in kit.groups[1]]
     out, gradients, _ = kit.packed(1000, 1000, prompts=[prompt], groups=[group])
@@ -371,8 +361,7 @@ SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01}
 @one_family
 @pytest.mark.parametrize("shipped", [
     pytest.param(SHIPPED, id="sampling"),
-    pytest.param(SHIPPED | {"repetition_penalty": 1.05}, id="repetition_penalty", marks=pytest.mark.xfail(
-        strict=True, reason="generate takes what our GenerationConfig leaves None from the checkpoint's")),
+    pytest.param(SHIPPED | {"repetition_penalty": 1.05}, id="repetition_penalty"),
 ])  # fmt: skip
 def test_rollout_ignores_the_checkpoints_generation_config(kit, shipped, monkeypatch):
     """Published Qwen checkpoints carry a top_k of 1, a top_p, a temperature and a repetition penalty; the knobs of the run decide."""
