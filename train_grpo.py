@@ -420,7 +420,7 @@ if __name__ == "__main__":
             f"mismatch {show['mismatch']:.1e} grad {show['grad_norm']:.2f} | flat {record['flat_groups']:.0%} | "
             + " ".join(f"{k} {v:.2f}" for k, v in seconds.items() if v >= 0.005)
             + f" s | {record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s | {record['memory_gib']:.1f} GiB | "
-            f"skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
+            f"epoch {stream.epoch:.2f} skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
         shown = []
         for p, prompt in enumerate(prompts):
             entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}}

@@ -83,10 +83,10 @@ def records(out_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def refuses(command: list[str], log: Path, *words: str, rank_lines: int = 1, **options) -> str:
+def refuses(command: list[str], log: Path, *words: str, **options) -> str:
     """The script ends with exit code 1 and one sentence that holds all `words`; no traceback. Returns the sentence."""
     text = run(command, log, code=1, **options)
     assert "Traceback" not in text, text[-4000:]
-    found = [line for line in text.splitlines() if all(word in line for word in words)]
-    assert len(found) == rank_lines, f"{len(found)} lines with {words}:\n{text[-4000:]}"
+    found = [line for line in text.splitlines() if all(word in line for word in words) and " -> " not in line]  # not the echoed knobs
+    assert len(found) == 1, f"{len(found)} lines with {words}:\n{text[-4000:]}"
     return found[0]

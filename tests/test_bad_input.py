@@ -57,7 +57,7 @@ def write_rows(folder, n, **change):
     ("--lr_schedule=exponential", ("lr_schedule", "exponential", "constant, linear, cosine")),
     ("--dtype=float8", ("dtype", "float8", "bfloat16")),
     ("--attn=flash", ("attn", "flash", "sdpa")),
-    ("--template=poem", ("template", "poem", "think")),
+    ("--template=poem", ("template:", "poem", "think")),
     ("--trackers=mlflow", ("trackers", "mlflow", "wandb")),
 ])  # fmt: skip
 def test_bad_knob_sft(sft, tmp_path, knob, words):
@@ -67,7 +67,7 @@ def test_bad_knob_sft(sft, tmp_path, knob, words):
 @pytest.mark.parametrize(("knob", "words"), [
     ("--group_size=1", ("group_size: 1", "at least 2")),
     ("--adv_norm=best", ("adv_norm", "best", "group, batch, none")),
-    ("--zero_stage=3", ("rollout", "'hf'", "--rollout=vllm")),
+    ("--zero_stage=3", ("rollout: 'hf'", "vllm", "--zero_stage=2")),
 ])  # fmt: skip
 def test_bad_knob_grpo(grpo, tmp_path, knob, words):
     refuses([*grpo, knob], tmp_path / "log", *words)
@@ -102,8 +102,7 @@ def test_vllm_that_cannot_be_imported(grpo, tmp_path):
 # -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["out/missing", "missing", "{tmp}/missing", pytest.param("/missing", marks=pytest.mark.xfail(
-    strict=True, reason="check_model_folder takes '/missing' for a hub id: one slash, as in org/name"))])  # fmt: skip
+@pytest.mark.parametrize("path", ["out/missing", "missing", "{tmp}/missing", "/missing"])  # the last has one slash, as a hub id
 def test_missing_model(sft, tmp_path, path):
     path = path.format(tmp=tmp_path)
     refuses([*sft, f"--model={path}"], tmp_path / "log", "model", "no config.json", f"'{path}'")
@@ -167,7 +166,7 @@ def poison(folder, target):
 @pytest.mark.parametrize("script", ["sft", "grpo"])
 def test_non_finite_loss(request, folder, tmp_path, script):
     """The rows are named, and no checkpoint of the spoilt policy is written."""
-    words = ("loss: nan at step 0", "Lower learning_rate", "clevr/0/")
+    words = ("loss: nan at step 0", "learning_rate", "clevr/0/")
     refuses([*request.getfixturevalue(script), poison(folder, tmp_path / "poisoned")], tmp_path / "log", *words)
     assert not list((tmp_path / "run").glob("step-*")) and not (tmp_path / "run" / "resume").exists()
     assert records(tmp_path / "run") == []
@@ -176,7 +175,7 @@ def test_non_finite_loss(request, folder, tmp_path, script):
 def test_diverging_run_keeps_its_last_good_checkpoint(sft, tmp_path):
     """Weights blown up by the first update: the second step is refused, and a save_interval of 1 has not saved the third."""
     knobs = ["--learning_rate=1e30", "--grad_clip=1e30", "--save_interval=1", "--steps=3"]
-    refuses([*sft, *knobs], tmp_path / "log", "loss: nan at step 1", "Lower learning_rate")
+    refuses([*sft, *knobs], tmp_path / "log", "loss: nan at step 1", "learning_rate")
     assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == ["step-000001"]
 
 
