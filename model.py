@@ -160,6 +160,8 @@ def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], mo
 def collate(rows: list[list[tuple]], model: nn.Module, pad_id: int) -> dict:
     """Tensors of one micro-batch from rows of (prompt, [(start, ids), ...], tokens) blocks; see `pack`."""
     B, T = len(rows), max(sum(block[2] for block in row) for row in rows)
+    text_only = all(block[0]["pixel_values"] is None for row in rows for block in row)
+    T += text_only  # room for the blank image below
     out = {
         "input_ids": torch.full((B, T), pad_id),
         "position_ids": torch.zeros(3, B, T, dtype=torch.long),
@@ -188,9 +190,16 @@ def collate(rows: list[list[tuple]], model: nn.Module, pad_id: int) -> dict:
             if prompt["pixel_values"] is not None:
                 pixels.append(prompt["pixel_values"])
                 grids.append(prompt["image_grid_thw"])
+    if text_only:
+        # Under ZeRO-3 all ranks gather weights module by module, in step: one that skips the vision tower makes the others wait for
+        # ever. So a blank image of one visual token takes part, in a group of its own: no response token sees it, its gradient is 0.
+        tower = model.model.visual.config
+        pixels.append(torch.zeros(4, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2))  # 2 x 2 patches
+        grids.append(torch.tensor([[1, 2, 2]]))
+        out["input_ids"][0, -1], out["group"][0, -1] = model.config.image_token_id, len(rows[0])
     out["at"], out["target"], out["token"] = torch.tensor(at), torch.tensor(target), torch.tensor(token)
-    out["pixel_values"] = torch.cat(pixels) if pixels else None  # (patches, patch values), in the order of the placeholders
-    out["image_grid_thw"] = torch.cat(grids) if grids else None  # (images, 3)
+    out["pixel_values"] = torch.cat(pixels)  # (patches, patch values), in the order of the placeholders
+    out["image_grid_thw"] = torch.cat(grids)  # (images, 3)
     return out
 
 
@@ -242,21 +251,12 @@ class Policy(nn.Module):
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs (N,) of the response tokens, with gradient, and their entropies (N,) in nats, without."""
-        base = self.model.model
-        hidden = base(
+        hidden = self.model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
             attention_mask=group_mask(batch["group"], batch["segment"]),
             pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
         ).last_hidden_state  # (B, T, D)  # fmt: skip
         hidden = hidden.flatten(0, 1)[batch["at"]]  # (N, D): logits only where a response token is predicted
-        if batch["pixel_values"] is None:
-            # Text-only: run the tower on one blank 2x2-patch image all the same, times zero. Under ZeRO every rank has to
-            # take part in the tower's collectives, or a rank without images waits for ever for one that has some.
-            patch = base.visual.config
-            blank = hidden.new_zeros(4, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2)
-            out = base.visual(blank, grid_thw=hidden.new_tensor([[1, 2, 2]], dtype=torch.long))
-            for features in [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]:  # deepstack: Qwen3-VL
-                hidden = hidden + 0 * features.sum()
         # (chunk, V) logits at a time, recomputed in the backward pass: (N, V) in float32 would be 5 GB for 8 k tokens of Qwen
         parts = [
             checkpoint(lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned), h, t, use_reentrant=False)
