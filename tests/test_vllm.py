@@ -2,7 +2,7 @@
 
 One real vLLM engine and one real Qwen2.5-VL (0.8 M parameters, float32) in this process, as train_grpo.py has them.
 
-    python -m pytest tests/test_vllm.py        # 2 CPU cores, about 40 seconds
+    python -m pytest tests/test_vllm.py        # 2 CPU cores, about 45 seconds
 """
 
 import os
