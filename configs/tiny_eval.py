@@ -4,8 +4,8 @@
 model = "out/tiny_grpo/step-000200"
 dtype = "float32"
 sources = {
-    "clevr": "scenes:clevr?rows=500&seed=7&layout=grid&objects=1-8",
-    "superclevr": "scenes:superclevr?rows=500&seed=8&layout=grid&objects=1-8&size=160x160",
+    "clevr": "scenes:clevr?rows=500&seed=107&layout=grid&objects=1-8",
+    "superclevr": "scenes:superclevr?rows=500&seed=108&layout=grid&objects=1-8&size=160x160",
 }
 min_pixels = 12544
 max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid

@@ -5,6 +5,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from configurator import configure
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text().replace("\\\n      ", "")  # long commands go on in the next line
 COMMANDS = re.findall(r"^    ((?:python|torchrun|bash|\.venv/bin/\w+) .*?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
 
 
@@ -42,7 +43,7 @@ def test_linked_files_exist():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(train_grpo|train_sft|eval)\.py", c)])
 def test_commands_name_existing_scripts_configs_and_knobs(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = command.split()
+    words = shlex.split(command)
     script = next(i for i, w in enumerate(words) if w.endswith(".py"))
     configure({}, words[script + 1 :], words[script])  # raises SystemExit on an unknown config file, knob or type
 
