@@ -20,8 +20,6 @@ import torch
 
 def setup(seed: int) -> tuple[int, int, torch.device]:
     """Rank, world size and device of this process (torchrun sets the environment; plain python is one process)."""
-    # Two threads that spin while they wait for each other lose up to ten times their speed on a busy laptop.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")

@@ -30,6 +30,8 @@ class Script:
         start = [str(bin / "torchrun"), "--standalone", f"--nproc_per_node={ranks}"]
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         inherited = {k: v for k, v in os.environ.items() if k not in names}  # an engine in the pytest process has set these
+        # as in an activated environment: DeepSpeed's extension is compiled anew (a minute) whenever another ninja is found first
+        inherited["PATH"] = f"{bin}{os.pathsep}{inherited.get('PATH', '')}"
         environment = inherited | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
         with open(log, "w") as file:
             self.process = subprocess.Popen(
