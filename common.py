@@ -23,6 +23,10 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
+    # DeepSpeed compiles a small extension once, with the ninja of this environment: keep it here, and find ninja without `activate`
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+    if os.path.join(sys.prefix, "bin") not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ["PATH"]
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in alone.items():
@@ -58,6 +62,23 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+CHOICES = {
+    "rollout": ("vllm", "hf"), "backend": ("vllm", "hf"), "dtype": ("float32", "bfloat16", "float16"),
+    "attn": ("auto", "sdpa", "flash_attention_2"), "zero_stage": (0, 1, 2, 3), "lr_schedule": ("constant", "linear", "cosine"),
+    "template": ("think", "direct", "box", "zero"), "target": ("cot", "answer"), "adv_norm": ("group", "batch", "none"),
+    "loss_norm": ("sequence", "token", "constant"), "ratio_level": ("token", "sequence"),
+}  # fmt: skip
+
+
+def check_choices(config: dict) -> None:
+    """SystemExit, before anything expensive starts, if a knob with a fixed set of values has another one."""
+    for knob, legal in CHOICES.items():
+        if knob in config and config[knob] not in legal:
+            raise SystemExit(f"{knob}: {config[knob]!r} is none of {', '.join(map(str, legal))}")
+    if not 0 <= config.get("temperature", 0) <= 2:
+        raise SystemExit(f"temperature: {config['temperature']} is not between 0 and 2")
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     import socket
@@ -88,13 +109,18 @@ def all_gather(value) -> list:
     return values
 
 
-def same_count(batches: list[dict], device) -> tuple[list[dict], list[float]]:
+def same_count(batches: list[dict]) -> tuple[list[dict], list[float]]:
     """Repeat the last micro-batch until all ranks have equally many, and the weights (1 real, 0 filler) of each. ALL RANKS.
 
-    ZeRO exchanges gradients and weights in every forward and backward pass: a rank with fewer of them would hang the rest.
+    ZeRO exchanges gradients and weights in every forward and backward pass, ZeRO-3 at every module: a rank with fewer
+    micro-batches, or fewer calls of lm_head in one (`logit_tokens`, on which their number depends), would hang the rest.
     """
-    most = int(all_max(len(batches), device))
-    return batches + batches[-1:] * (most - len(batches)), [1.0] * len(batches) + [0.0] * (most - len(batches))
+    sizes = all_gather([len(batch["target"]) for batch in batches])
+    most = max(len(s) for s in sizes)
+    padded = [s + s[-1:] * (most - len(s)) for s in sizes]
+    filled = batches + batches[-1:] * (most - len(batches))
+    filled = [batch | {"logit_tokens": max(s[m] for s in padded)} for m, batch in enumerate(filled)]
+    return filled, [1.0] * len(batches) + [0.0] * (most - len(batches))
 
 
 def finish(llm=None) -> None:

@@ -280,6 +280,12 @@ def fit_image(image: Image.Image, factor: int, min_pixels: int, max_pixels: int)
 MAX_IMAGES = 16  # per prompt; vLLM wants to know the limit when it starts, and it costs nothing to name a high one
 
 
+def processor_limits(processor, max_pixels: int) -> dict:
+    """Size limits under which neither transformers' processor nor vLLM's resizes what fit_image has resized: any multiple will do."""
+    factor = processor.image_processor.patch_size * processor.image_processor.merge_size
+    return {"shortest_edge": factor**2, "longest_edge": max(max_pixels, factor**2)}
+
+
 def encode_prompt(row: dict, processor, template: str = "think", max_prompt_length: int = 1024, min_pixels: int = 3136,
                   max_pixels: int = 401408) -> dict:  # fmt: skip
     """What the samplers and the trainer need of one row: a prompt.
@@ -304,8 +310,7 @@ def encode_prompt(row: dict, processor, template: str = "think", max_prompt_leng
             row["images"] = [fit_image(im, ip.patch_size * ip.merge_size, min_pixels, max_pixels) for im in row["images"]]
         except ValueError as error:  # aspect ratio over 200
             raise BadRow(f"row {row['id']}: {error}") from error
-        limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-        done = ip(images=row["images"], size=limits, return_tensors="pt")
+        done = ip(images=row["images"], size=processor_limits(processor, max_pixels), return_tensors="pt")
         pixels, grid = done["pixel_values"], done["image_grid_thw"]
         counts = iter((grid.prod(-1) // ip.merge_size**2).tolist())  # visual tokens of each image
         input_ids = [i for t in token_ids for i in ([t] * next(counts) if t == placeholder else [t])]

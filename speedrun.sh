@@ -26,7 +26,6 @@ stage() {
 
 stage setup "" env CPU="${CPU:-1}" bash setup.sh # the tiny model needs no GPU
 source .venv/bin/activate
-export OMP_WAIT_POLICY=PASSIVE # two threads that spin while they wait for each other lose most of their speed on a busy laptop
 export CUDA_VISIBLE_DEVICES="" # and runs in float32 on the CPU everywhere, so that the numbers are comparable
 
 stage model out/tiny/config.json python model.py out/tiny

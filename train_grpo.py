@@ -193,15 +193,13 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    choices = {"rollout": ("vllm", "hf"), "adv_norm": ("group", "batch", "none"), "loss_norm": ("sequence", "token", "constant"),
-               "ratio_level": ("token", "sequence"), "zero_stage": (0, 1, 2, 3)}  # fmt: skip
-    for knob, legal in choices.items():
-        if config[knob] not in legal:
-            raise SystemExit(f"{knob}: {config[knob]!r} is none of {', '.join(map(str, legal))}")
+    common.check_choices(config)
     if prompts_per_step % world:
         raise SystemExit(f"prompts_per_step: {prompts_per_step} prompts do not divide among {world} processes; use a multiple of {world}")
     if group_size < 2:
         raise SystemExit(f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2")
+    if temperature == 0:
+        raise SystemExit("temperature: 0 is greedy, all completions of a group would be the same; use a value above 0")
     if rollout == "hf" and zero_stage == 3:
         raise SystemExit("rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2")
     P, G = prompts_per_step // world, group_size
@@ -251,8 +249,9 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     llm = None
     if rollout == "vllm":
-        llm = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, gpu_memory=vllm_gpu_memory,
-                                  seed=seed, cuda=device.type == "cuda", sleep=vllm_sleep)  # fmt: skip
+        limits = data.processor_limits(processor, max_pixels)
+        llm = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, limits,
+                                  gpu_memory=vllm_gpu_memory, seed=seed, cuda=device.type == "cuda", sleep=vllm_sleep)  # fmt: skip
     sleeps = llm is not None and vllm_sleep and device.type == "cuda"
 
     def sample(prompts, n, seeds, temperature):
@@ -344,7 +343,7 @@ if __name__ == "__main__":
             token_weight = weights.to(device)[sequence]  # (L,)
             members = [[(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]] for p in range(P)]
             batches = models.pack(prompts, members, net, row_tokens, micro_tokens)
-            batches, real = common.same_count(batches, device)
+            batches, real = common.same_count(batches)
             batches = [models.to_device(b, device) for b in batches]
 
             # 5) log-probs that stay fixed during the updates, (L,) each

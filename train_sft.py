@@ -80,6 +80,7 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
+    common.check_choices(config)
     if batch_size % world:
         raise SystemExit(f"batch_size: {batch_size} rows do not divide among {world} processes; use a multiple of {world}")
     rows_per_rank = batch_size // world
@@ -142,7 +143,7 @@ if __name__ == "__main__":
 
         # 3) loss = - sum over all response tokens of log p(token), divided by their number over ALL ranks and micro-batches
         total_tokens, = common.all_sum([n_tokens], device)
-        batches, real = common.same_count(batches, device)
+        batches, real = common.same_count(batches)
         loss_sum = 0.0
         for m, batch in enumerate(batches):
             batch = models.to_device(batch, device)
