@@ -70,7 +70,7 @@ def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, l
 
 
 class quiet:
-    """Sends what libraries print at start-up to stderr's log file only if NANOR1V_VERBOSE is unset; errors still raise."""
+    """Keeps what libraries print to stdout while they start off the console, unless NANOR1V_VERBOSE is set. Errors still raise."""
 
     def __enter__(self):
         sys.stdout.flush()
