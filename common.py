@@ -65,7 +65,9 @@ def quiet_libraries() -> None:
 CHOICES = {
     "rollout": ("vllm", "hf"), "backend": ("vllm", "hf"), "dtype": ("float32", "bfloat16", "float16"),
     "attn": ("auto", "sdpa", "flash_attention_2"), "zero_stage": (0, 1, 2, 3), "lr_schedule": ("constant", "linear", "cosine"),
-    "template": ("think", "direct", "box", "zero"), "target": ("cot", "answer"), "adv_norm": ("group", "batch", "none"),
+    "template": ("auto", "think", "direct", "box", "zero", "bare", "superclevr", "solve"), "target": ("cot", "answer"),
+    "adv_norm": ("group", "batch", "none"),
+    "box_frame": ("auto", "resized", "thousand", "original"),
     "loss_norm": ("sequence", "token", "constant"), "ratio_level": ("token", "sequence"),
 }  # fmt: skip
 

@@ -1,12 +1,14 @@
-"""Curves and a rollout browser of a run: OUT_DIR/curves.png and OUT_DIR/rollouts.html.
+"""Pages to look at. Curves and a rollout browser of a run: OUT_DIR/curves.png and OUT_DIR/rollouts.html.
 
     python report.py out/tiny_grpo
 
 Reads what train_grpo.py and train_sft.py write there: metrics.jsonl (needed), rollouts.jsonl, config.json, run.json.
 The trainer calls it in the background: a half-written last line is skipped, and the outputs appear whole or not at all.
+eval.py calls eval_page(): every question, image, output and verdict of an evaluation in one file.
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from results import wilson, write
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for the colour-blind
 GREY, INK = "#6b7280", "#1f2937"
 LOOK = {"axes.edgecolor": "#9ca3af", "axes.grid": True, "axes.axisbelow": True, "axes.spines.right": False,
@@ -23,21 +27,6 @@ LOOK = {"axes.edgecolor": "#9ca3af", "axes.grid": True, "axes.axisbelow": True, 
         "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 0.9, "legend.handletextpad": 0.4,
         "legend.columnspacing": 0.9, "legend.borderaxespad": 0.1}  # fmt: skip
 MAX_BYTES = 7_000_000  # of the groups in the page; the curves come on top
-
-
-def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval (low, high) of a proportion p = correct / n, at 95 % confidence for z = 1.96.
-
-        ( p + z^2/2n  -+  z * sqrt(p (1 - p) / n + z^2 / 4n^2) ) / (1 + z^2/n)
-
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22. Unlike p -+ z * sd
-    it stays within [0, 1] and does not shrink to a point at 0 % and 100 %, where small test sets end up.
-    """
-    if n <= 0:
-        return 0.0, 1.0  # nothing seen, nothing known
-    p, zz = correct / n, z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    return max(0.0, (p + zz / 2 - half) / (1 + zz)), min(1.0, (p + zz / 2 + half) / (1 + zz))
 
 
 def parse(text: bytes) -> dict:
@@ -159,7 +148,7 @@ def draw_seconds(ax, rows: list[dict], labels: dict) -> list:
 
 def curves(rows: list[dict], about: dict) -> bytes:
     """The figure as PNG. Without pyplot: Figure draws with Agg by itself, needs no display and starts faster."""
-    from matplotlib import rc_context  # here, because eval.py imports this module for wilson() alone
+    from matplotlib import rc_context  # here, because eval.py uses this module without drawing
     from matplotlib.figure import Figure
 
     shown = panels(rows)
@@ -191,9 +180,9 @@ def curves(rows: list[dict], about: dict) -> bytes:
     return png.getvalue()
 
 
-PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+HEAD = r"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
-script-src 'unsafe-inline'"><title>rollouts</title><style>
+script-src 'unsafe-inline'"><title>nanoR1V</title><style>
 :root { color-scheme: light dark; --good: light-dark(#0072b2, #56b4e9); --bad: light-dark(#d55e00, #f08a3c);
   --ink: light-dark(#1f2937, #e5e7eb); --dim: light-dark(#6b7280, #9ca3af); --line: light-dark(#e2e5ea, #33383f);
   --card: light-dark(#fff, #1c2026); --page: light-dark(#f6f7f9, #121519); --mark: light-dark(#fff1c2, #4d4115) }
@@ -210,32 +199,40 @@ table { border-collapse: collapse; width: 100%; margin-top: 6px; font-variant-nu
 th, td { text-align: right; padding: 2px 8px; vertical-align: top; white-space: nowrap; font-weight: 400 }
 th:last-child, td:last-child { text-align: left; width: 99% } .text { white-space: pre-wrap }
 .text:not(.open) .long { overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4 }
-</style><h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
+</style>"""
+TOOLS = r"""<main id="list"></main><button id="more">more</button><script type="text/json" id="data">__DATA__</script><script>
+const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), number = x => (+x).toFixed(2)
+const make = (tag, cls, text, ...kids) => {  // text goes in as textContent: a completion is never read as HTML
+  const e = document.createElement(tag); e.className = cls; e.textContent = text; e.append(...kids); return e }
+const pieces = /(<think>[^]*?(?:<\/think>|(?=<answer>)|$)|<answer>[^]*?(?:<\/answer>|$)|\\boxed\{[^}]*\})/i
+function textOf(s) {  // split() puts the matches at the odd places
+  const kind = (s, i) => (i % 2 == 0 ? "" : /^<think/i.test(s) ? "think" : "answer") + (s.length > 400 ? " long" : "")
+  const text = make("div", "text", "", ...s.split(pieces).map((s, i) => make("span", kind(s, i), s)))
+  text.onclick = () => getSelection().isCollapsed && text.classList.toggle("open")  // long pieces start with 4 lines
+  return text }
+function list(hits, card, limit, again, what) {
+  $("list").replaceChildren(...hits.slice(0, limit).map(card)); $("more").hidden = hits.length <= limit
+  $("more").onclick = () => again(limit + 100); $("count").textContent = `${hits.length} match; ${what}` }
+document.title = $("name").textContent = D.name; $("facts").textContent = D.facts
+"""
+PAGE = HEAD + r"""<h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
 </details><nav><input type="search" id="text" placeholder="find text or id"><select id="sort">
 <option value="step 1">first steps first<option value="step -1">last steps first<option value="mean -1">highest reward
 <option value="mean 1">lowest reward<option value="std -1">widest spread<option value="std 1">narrowest spread</select>
 <label>steps <input type="range" id="from"> <input type="range" id="to"> <span id="range"></span></label>
 <label><input type="checkbox" id="spread"> only groups with spread</label>
 <label><input type="checkbox" id="wrong"> only wrong completions</label><small class="dim" id="count"></small></nav>
-<main id="list"></main><button id="more">more</button><script type="text/json" id="data">__DATA__</script><script>
-const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), number = x => (+x).toFixed(2)
-const make = (tag, cls, text, ...kids) => {  // text goes in as textContent: a completion is never read as HTML
-  const e = document.createElement(tag); e.className = cls; e.textContent = text; e.append(...kids); return e }
-const sum = list => list.reduce((a, b) => a + b, 0), steps = [...new Set(D.groups.map(g => g.step))]
+""" + TOOLS + r"""const sum = list => list.reduce((a, b) => a + b, 0), steps = [...new Set(D.groups.map(g => g.step))]
 for (const g of D.groups) {
   g.r = g.completions.map(c => c.reward); g.mean = sum(g.r) / g.r.length
   g.std = Math.sqrt(sum(g.r.map(x => (x - g.mean) ** 2)) / (g.r.length - 1))  // n - 1, as the trainer
   g.text = [g.id, g.problem, g.solution, ...g.completions.map(c => c.text)].join("\n").toLowerCase() }
 const sorted = D.groups.flatMap(g => g.r).sort((a, b) => a - b), low = sorted[0], high = sorted.at(-1)
 const wrong = c => ("accuracy" in c.parts ? c.parts.accuracy : c.reward - high + 1) < 1
-const pieces = /(<think>[^]*?(?:<\/think>|(?=<answer>)|$)|<answer>[^]*?(?:<\/answer>|$)|\\boxed\{[^}]*\})/i
-function completion(c, names) {  // split() puts the matches at the odd places
-  const kind = (s, i) => (i % 2 == 0 ? "" : /^<think/i.test(s) ? "think" : "answer") + (s.length > 400 ? " long" : "")
-  const text = make("div", "text", "", ...c.text.split(pieces).map((s, i) => make("span", kind(s, i), s)))
-  text.onclick = () => getSelection().isCollapsed && text.classList.toggle("open")  // long pieces start with 4 lines
+function completion(c, names) {
   const cells = [number(c.reward), ...names.map(n => number(c.parts[n])), (c.advantage > 0 ? "+" : "") +
     number(c.advantage), (c.finished ? "" : "cut off at ") + c.tokens].map(s => make("td", "", s))
-  const row = make("tr", "", "", ...cells, make("td", "", "", text)), good = 100 * (c.reward - low) / (high - low || 1)
+  const row = make("tr", "", "", ...cells, make("td", "", "", textOf(c.text))), good = 100 * (c.reward - low) / (high - low || 1)
   row.style.setProperty("--c", `color-mix(in oklab, var(--good) ${good}%, var(--bad))`); return row }
 function card(g) {
   const names = Object.keys(g.completions[0].parts), shown = g.completions.filter(c => !$("wrong").checked || wrong(c))
@@ -250,14 +247,112 @@ function show(limit = 30) {
   const hits = D.groups.filter(g => g.step >= from && g.step <= to && g.text.includes($("text").value.toLowerCase())
     && (g.std > 0 || !$("spread").checked) && (g.completions.some(wrong) || !$("wrong").checked))
   hits.sort((a, b) => sign * (a[key] - b[key]) || a.step - b.step)
-  $("list").replaceChildren(...hits.slice(0, limit).map(card)); $("range").textContent = `${from} to ${to}`
-  $("more").hidden = hits.length <= limit; $("more").onclick = () => show(limit + 100)
-  $("count").textContent = `${hits.length} match; the page has ${D.groups.length} of ${D.total} groups, evenly spread` }
+  list(hits, card, limit, show, `the page has ${D.groups.length} of ${D.total} groups, evenly spread`)
+  $("range").textContent = `${from} to ${to}` }
 for (const id of ["from", "to"]) { $(id).max = steps.length - 1; $(id).value = id == "to" ? steps.length - 1 : 0 }
-document.title = $("name").textContent = D.name; $("facts").textContent = D.facts; $("curves").src = D.curves
+$("curves").src = D.curves
 document.querySelector("nav").oninput = () => show(); show()
 </script></html>
 """
+
+EVAL_PAGE = HEAD + r"""<style>article { grid: auto / 210px minmax(0, 1fr) } .problem, .options { white-space: pre-wrap }
+.options { margin: 4px 0 } #tables td, #tables th { width: auto } #tables td:first-child, #tables th:first-child { text-align: left;
+  color: inherit; border-left: none } td.given { min-width: 60px; max-width: 220px; white-space: pre-wrap } .yes { color: var(--good) }
+.no { color: var(--bad) } article td { font-size: 13px }</style><h1 id="name"></h1><div class="dim" id="facts"></div>
+<details open><summary>Figures</summary><div id="tables"></div></details><nav><input type="search" id="text"
+placeholder="find text, id or label"><select id="bench"><option value="">all benchmarks</select><select id="model">
+<option value="">all checkpoints</select><select id="verdict"><option value="">all outputs<option value="wrong">wrong
+<option value="right">right<option value="lost">wrong even if lenient<option value="untagged">right, but not in a tag
+<option value="disputed">ours and the published rule differ<option value="flipped">checkpoints differ
+<option value="regraded">ours and the recorded verdict differ
+<option value="cut">cut off</select><small class="dim" id="count"></small></nav>
+""" + TOOLS + r"""const percent = x => x == null ? "–" : (100 * x).toFixed(1) + " %"
+const tests = { "": () => true, wrong: o => o.accuracy < 1, right: o => o.accuracy == 1, lost: o => o.lenient < 1,
+  untagged: o => o.lenient == 1 && o.accuracy < 1, disputed: o => o.published != null && o.published != o.lenient,
+  regraded: o => o.recorded != null && o.recorded != o.lenient, flipped: () => true, cut: o => o.finished === false }
+function table(head, rows) {
+  const line = (tag, cells) => make("tr", "", "", ...cells.map(s => make(tag, "", s)))
+  return make("table", "", "", line("th", [...head, ""]), ...rows.map(r => line("td", [...r, ""]))) }
+const bars = t => percent(t.interval[0]) + " to " + percent(t.interval[1])
+const figures = D.figures.map(f => [f.model, f.bench, f.n, percent(f.accuracy), bars(f), percent(f.lenient), percent(f.published),
+  percent(f.format), f.skipped])
+$("tables").append(table(["checkpoint", "benchmark", "rows", "accuracy", "95 % interval", "lenient", "published rule", "format",
+  "skipped"], figures))
+if (D.matrix) $("tables").append(table(["accuracy (change in points, p)", ...D.matrix.benchmarks], D.matrix.models.map((m, i) => [m,
+  ...D.matrix.benchmarks.map(b => { const c = D.matrix.cells[m][b], points = (100 * c.difference).toFixed(1)
+    return percent(c.accuracy) + (i ? ` (${c.difference < 0 ? "" : "+"}${points}, p ${c.p.toPrecision(2)})` : "") })])))
+for (const f of D.figures) for (const [name, values] of Object.entries(f.categories)) {
+  const rows = Object.entries(values).map(([v, t]) => [v, t.n, percent(t.accuracy), bars(t)])
+  $("tables").append(make("details", "", "", make("summary", "", [f.model, f.bench, "by " + name].filter(s => s).join("  ·  ")),
+    table([name, "rows", "accuracy", "95 % interval"], rows))) }
+for (const [id, key] of [["bench", "bench"], ["model", "model"]]) {
+  const names = [...new Set(D.figures.map(f => f[key]))]; $(id).hidden = names.length < 2
+  $(id).append(...names.map(n => Object.assign(make("option", "", n), {value: n}))) }
+for (const r of D.rows) {
+  r.flipped = new Set(r.outputs.map(o => o.accuracy)).size > 1
+  r.text = [r.id, r.problem, r.solution, ...(r.options || []), ...Object.values(r.labels || {}), ...r.outputs.map(o => o.text)].join("\n")
+    .toLowerCase() }
+const several = new Set(D.figures.map(f => f.model)).size > 1, published = D.figures.some(f => f.published != null)
+const recorded = D.rows.some(r => r.outputs.some(o => o.recorded != null))
+const mark = x => make("td", x == 1 ? "yes" : "no", x == null ? "" : x == 1 ? "✓" : "✗")
+const fits = o => (!$("model").value || o.model == $("model").value) && tests[$("verdict").value](o)
+function output(o) {
+  const answer = make("td", "given", o.answer ?? "none"), cells = several ? [make("td", "", o.model)] : []
+  cells.push(mark(o.accuracy), mark(o.lenient), ...(published ? [mark(o.published)] : []), ...(recorded ? [mark(o.recorded)] : []), answer,
+    make("td", "", (o.finished === false ? "cut off at " : "") + (o.tokens ?? "")), make("td", "", "", textOf(o.text)))
+  const row = make("tr", "", "", ...cells); row.style.setProperty("--c", `var(--${o.accuracy == 1 ? "good" : "bad"})`); return row }
+function card(r) {
+  const head = [...(several ? ["checkpoint"] : []), "tag", "lenient", ...(published ? ["rule"] : []), ...(recorded ? ["recorded"] : []),
+    "answer", "tokens", "output"]
+  const rows = make("table", "", "", make("tr", "", "", ...head.map(s => make("th", "", s))), ...r.outputs.filter(fits).map(output))
+  const pills = ["reference " + r.solution, r.task, ...Object.entries(r.labels || {}).map(([k, v]) => k + " " + v)]
+  const options = (r.options || []).map((o, i) => String.fromCharCode(65 + i) + ". " + o).join("\n")
+  const images = r.images.map(src => Object.assign(make("img", "", ""), {src, loading: "lazy"}))
+  return make("article", "", "", make("div", "dim", "", ...images, make("div", "", [r.bench, r.id].filter(s => s).join("  ·  "))),
+    make("div", "", "", make("b", "problem", r.problem), make("div", "options", options),
+      ...pills.map(s => make("small", "pill", s)), rows)) }
+function show(limit = 30) {
+  const hits = D.rows.filter(r => (!$("bench").value || r.bench == $("bench").value) && r.text.includes($("text").value.toLowerCase())
+    && ($("verdict").value != "flipped" || r.flipped) && r.outputs.some(fits))
+  list(hits, card, limit, show, `the page has ${D.rows.length} of ${D.total} rows`) }
+document.querySelector("nav").oninput = () => show(); show()
+</script></html>
+"""
+
+
+def eval_page(path: Path, name: str, facts: str, records: dict[str, dict[str, dict]], sources: dict, limit: int, matrix=None) -> None:
+    """One page of an evaluation. records: {checkpoint: {benchmark: record}} as in the JSON; sources: {benchmark: rows}, for the images.
+
+    Holds the first `limit` rows of each benchmark, fewer if there are many benchmarks, so that a browser can still open it.
+    """
+    first = next(iter(records.values()))
+    limit, rows, figures = min(limit, max(20, 3000 // len(first))), [], []
+    if limit <= 0:
+        return
+    for model, found in records.items():
+        keys = ("n", "accuracy", "interval", "lenient", "published", "format", "skipped", "categories")
+        figures += [{"model": model, "bench": bench} | {k: record.get(k) for k in keys} for bench, record in found.items()]
+    for bench in first:
+        entries = {}  # rows of all checkpoints, since one may have skipped what another could read
+        for model, found in records.items():
+            for e in found.get(bench, {"results": []})["results"]:
+                entries.setdefault(e["index"], (e, []))[1].extend({"model": model} | o for o in e["outputs"])
+        for index, (e, outputs) in sorted(entries.items())[:limit]:
+            row = {k: e.get(k) for k in ("id", "problem", "solution", "task", "options", "labels")} | {"bench": bench, "images": []}
+            if bench in sources:
+                import data  # here, since pages of old files do without it
+
+                with contextlib.suppress(Exception):  # a picture that has gone in the meantime is no reason to lose the page
+                    row["images"] = [data.thumbnail(image, 240) for image in sources[bench][index]["images"]]
+            rows.append(row | {"outputs": outputs})
+    total = sum(record["n"] for record in first.values())
+    content = {"name": name, "facts": facts, "figures": figures, "matrix": matrix, "rows": rows, "total": total}
+    write(path, fill(EVAL_PAGE, content))
+
+
+def fill(page: str, content: dict) -> str:
+    """The page with its data. In JSON '<' stands in strings only, and without it no text can end the script element."""
+    return page.replace("__DATA__", json.dumps(content).replace("<", "\\u003c"))
 
 
 def main(out_dir: Path) -> None:
@@ -266,9 +361,7 @@ def main(out_dir: Path) -> None:
     groups, total = pick_groups(rollouts) if rollouts.is_file() else ([], 0)
     if groups:
         image = "data:image/png;base64," + base64.b64encode(files[out_dir / "curves.png"]).decode()
-        # in JSON '<' stands in strings only, and without it no text can end the script element
-        page = json.dumps(about | {"curves": image, "groups": groups, "total": total}).replace("<", "\\u003c")
-        files[out_dir / "rollouts.html"] = PAGE.replace("__DATA__", page).encode()
+        files[out_dir / "rollouts.html"] = fill(PAGE, about | {"curves": image, "groups": groups, "total": total}).encode()
     for path, content in files.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the pid: two reports may run at once
         temporary.write_bytes(content)

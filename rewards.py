@@ -21,6 +21,7 @@ A new reward is a function and a line in REWARDS, or a file of your own named "m
 """
 
 import ast
+import atexit
 import functools
 import importlib
 import math
@@ -28,6 +29,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -205,18 +207,21 @@ def score_group(texts: list[str], row: dict, names=("accuracy", "format"), lengt
 def check_weights(weights: dict) -> dict:
     """The weights, checked by name, with the environment variable FORMAT_REWARD_FACTOR applied, as the seeds have it.
 
-    Raises ValueError for a part that does not exist: a misspelt weight would silently drop its reward.
+    Raises SystemExit for a part that does not exist: a misspelt weight would silently drop its reward.
     """
-    for name in weights:
-        if name not in GROUP_REWARDS:
-            reward_function(name)
+    try:
+        for name in weights:
+            if name not in GROUP_REWARDS:
+                reward_function(name)
+    except ValueError as error:
+        raise SystemExit(f"reward_weights: {error}") from error
     factor = os.environ.get("FORMAT_REWARD_FACTOR")
     return {**weights, "format": weights["format"] * float(factor)} if factor and "format" in weights else dict(weights)
 
 
 def total(parts: dict, weights: dict) -> float:
-    """reward = sum over the parts of weight * part. A part without a weight counts 0, a part that a row does not have too."""
-    return float(sum(weights.get(name, 0.0) * part for name, part in parts.items()))
+    """reward = sum over the parts of weight * part. A part that only the row asked for has weight 1, one that it lacks counts 0."""
+    return float(sum(weights.get(name, 1.0) * part for name, part in parts.items()))
 
 
 class Scorer:
@@ -228,8 +233,9 @@ class Scorer:
     def __init__(self, workers: int = 0):
         self.pool = None
         if workers:
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-            list(self.pool.map(warm_up, range(workers)))
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=warm_up, initargs=(os.getpid(),))
+            atexit.register(self.close)
+            self.pool.submit(int).result()  # all of them are forked now, and not when the first completions come
 
     def submit(self, groups: list[list[str]], rows: list[dict], names=("accuracy", "format"), lengths=None, max_length: int = 0,
                strict: bool = True):  # fmt: skip
@@ -249,12 +255,20 @@ class Scorer:
     def close(self) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
+            self.pool = None
 
 
-def warm_up(_) -> bool:
-    """Load sympy now rather than at the first formula. A signal for the run is the main process's business, not the scorers'."""
+def warm_up(parent: int) -> bool:
+    """Load sympy now rather than at the first formula; leave Ctrl-C to the main process, and end when that is gone, even killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
     return same_expression("\\sqrt{12}", "2\\sqrt{3}")
 
 

@@ -65,7 +65,8 @@ data_split = "train"
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
 task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
-template = "think"        # prompt: 'think' (R1-V's), 'direct' (answer only), 'box', 'zero'
+template = "auto"         # prompt: the row's own, else 'think' (R1-V's); or 'direct' (answer only), 'box', 'zero' for all rows
+box_frame = "auto"        # coordinates of boxes: the policy's own; or 'resized' pixels, 'thousand'ths, 'original' pixels
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
 min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
 max_pixels = 401408       # 512 visual tokens
@@ -83,7 +84,8 @@ top_k = 0                 # 0 = off; as top_p
 vllm_gpu_memory = 0.4     # share of each GPU for vLLM's weights and KV cache
 vllm_sleep = True         # on GPUs: vLLM gives its memory back during the update
 # reward
-reward_weights = {"accuracy": 1.0, "format": 1.0}  # named parts of rewards.py and their weights
+reward_weights = {"accuracy": 1.0, "format": 1.0}  # named parts of rewards.py, or your own "module:function", and their weights
+reward_workers = 4        # processes for scoring beside each training process; 0 = in the training process, enough for counting
 # objective
 adv_norm = "group"        # divide by the std of the 'group' | of all rewards of the step, 'batch' | 'none' (Dr. GRPO)
 drop_flat_groups = False  # leave groups without spread out of the update
@@ -187,6 +189,8 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
 
 if __name__ == "__main__":
     config = configure(globals(), sys.argv[1:], __file__)
+    part_weights = rewards.check_weights(reward_weights)
+    scorer = rewards.Scorer(reward_workers)  # first of all: its processes must not inherit a GPU or an engine
 
     # -------------------------------------------------------------------------
     # processes, checks, logs
@@ -216,7 +220,7 @@ if __name__ == "__main__":
     tokenizer, end = processor.tokenizer, models.end_ids(processor)
 
     def encode(row):
-        return data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels)
+        return data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame)
 
     rows = data.load_rows(data_source, data_split, columns, image_root, task)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
@@ -265,8 +269,8 @@ if __name__ == "__main__":
         """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
         sums = [0.0, 0.0, 0.0, 0.0]
         done = sample([p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
-        for (_, prompt), (completion,) in zip(eval_prompts, done, strict=True):
-            parts = rewards.score(tokenizer.decode(completion.ids, skip_special_tokens=True), prompt["row"])
+        texts = [[tokenizer.decode(completion.ids, skip_special_tokens=True)] for (completion,) in done]
+        for (completion,), (parts,) in zip(done, scorer.score(texts, [p["row"] for _, p in eval_prompts]), strict=True):
             sums = [a + b for a, b in zip(sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True)]
         accuracy, formatted, length, n = common.all_sum(sums, device)
         if n == 0:
@@ -312,8 +316,11 @@ if __name__ == "__main__":
 
         # 3) reward
         texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in completions]
-        parts = [rewards.score(text, prompts[s // G]["row"], names=tuple(reward_weights)) for s, text in enumerate(texts)]
-        reward = torch.tensor([rewards.total(p, reward_weights) for p in parts])  # (S,)
+        scored = scorer.score([texts[p * G : p * G + G] for p in range(P)], [p["row"] for p in prompts], tuple(part_weights),
+                              [[len(c.ids) for c in group] for group in groups], max_completion_length)  # fmt: skip
+        parts = [p for group in scored for p in group]  # S
+        reward = torch.tensor([rewards.total(p, part_weights) for p in parts])  # (S,)
+        rewards.debug_log(texts, [prompts[s // G]["row"] for s in range(P * G)], reward.tolist(), rank)
         if not reward.isfinite().all():
             s = int((~reward.isfinite()).nonzero()[0])
             row = prompts[s // G]["row"]
@@ -402,7 +409,7 @@ if __name__ == "__main__":
         record = {"step": step, "seconds": total_seconds, **{f"seconds_{k}": v for k, v in seconds.items()}}
         keys = ["reward", "length", "finished", "flat_groups", "skipped_rows", *(f"reward_{k}" for k in reward_weights)]
         values = [reward.sum().item(), lengths.sum().item(), finished.sum().item(), flat.sum().item(), stream.skipped * S_all,
-                  *(sum(p[k] for p in parts) for k in reward_weights)]  # fmt: skip
+                  *(sum(p.get(k, 0.0) for p in parts) for k in reward_weights)]  # fmt: skip
         record |= dict(zip(keys, [v / S_all for v in common.all_sum(values, device)], strict=True))
         record["reward_std"] = everyone.std(-1).mean().item()  # mean over groups of the std within
         if used_any:
@@ -453,4 +460,5 @@ if __name__ == "__main__":
             break
 
     say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
+    scorer.close()
     common.finish(llm)

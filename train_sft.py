@@ -45,7 +45,8 @@ data_split = "train"
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
 task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
-template = "think"        # prompt: 'think', 'direct', 'box', 'zero'
+template = "auto"         # prompt: the row's own, else 'think'; or 'direct', 'box', 'zero' for all rows
+box_frame = "auto"        # coordinates of boxes: the policy's own; or 'resized' pixels, 'thousand'ths, 'original' pixels
 target = "cot"            # 'cot' = thinking and answer, 'answer' = the answer alone
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
 max_completion_length = 1024  # tokens of the target; longer rows are skipped
@@ -97,8 +98,8 @@ if __name__ == "__main__":
 
     def encode(row):
         """Prompt of a row with its target tokens, the end token included: a policy that never sees it never learns to stop."""
-        text = data.target_text(row, target)
-        prompt = data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels)
+        prompt = data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame)
+        text = data.target_text(prompt["row"], target)
         prompt["target"] = processor.tokenizer(text, add_special_tokens=False).input_ids + [end_id]
         if len(prompt["target"]) > max_completion_length:
             raise data.BadRow(f"row {row['id']}: target of {len(prompt['target'])} tokens, more than {max_completion_length=}")

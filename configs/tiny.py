@@ -14,6 +14,7 @@ max_prompt_length = 128
 max_completion_length = 44
 prompts_per_step = 16     # 16 groups x 8 completions = 128 sequences a step
 group_size = 8
+reward_workers = 0        # counts are read off in microseconds
 temperature = 1.0
 drop_flat_groups = True
 steps = 200

@@ -5,6 +5,7 @@ Sources are written to disk here with json, pyarrow and datasets, as other progr
     python -m pytest tests/test_data.py
 """
 
+import contextlib
 import io
 import json
 import random
@@ -153,6 +154,16 @@ def source_saved_dict(folder):
     return str(folder / "saved"), {}
 
 
+def source_parquet_with_paths(folder):
+    """A table of paths beside a folder of images."""
+    import datasets
+
+    names = save_pictures(folder / "pictures")
+    made = {"image": [f"pictures/{n}" for n in names], "question": [QUESTION] * 3, "answer": ANSWERS}
+    datasets.Dataset.from_dict(made).to_parquet(folder / "paths.parquet")
+    return str(folder / "paths.parquet"), {}
+
+
 def source_list_of_images(folder):
     import datasets
 
@@ -162,7 +173,8 @@ def source_list_of_images(folder):
 
 
 SOURCES = [source_jsonl, source_json_list, source_absolute_paths, source_clevr_questions, source_clevr_scenes, source_parquet_file,
-           source_parquet_by_hand, source_parquet_folder, source_saved_dataset, source_saved_dict, source_list_of_images]  # fmt: skip
+           source_parquet_by_hand, source_parquet_with_paths, source_parquet_folder, source_saved_dataset, source_saved_dict,
+           source_list_of_images]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda f: f.__name__[7:])
@@ -230,6 +242,25 @@ def test_column_names_can_be_given(tmp_path):
         data.load_rows(spec, columns="solution=labl")
     with pytest.raises(SystemExit, match="^columns: answer is none of images, problem, solution"):
         data.load_rows(spec, columns="answer=label")
+
+
+def test_more_columns(tmp_path):
+    """Options stand in the problem, labels are texts, a box is canonical JSON, reward_func comes along."""
+    records = [{"problem": "Which?", "solution": "B", "options": ["cat", 7], "labels": {"level": 3, "x": None}, "reward_func": ["format"]},
+               {"problem": "Which?\n(A) cat (B) dog", "solution": "B", "options": {"A": "cat", "B": "dog"}},
+               {"problem": "A cat or a dog?", "solution": "A", "options": ["cat", "dog"]},
+               {"problem": "Where is it?", "solution": "<answer>{\"bbox\": [1,2, 30.5,40]}</answer>", "reward_func": "iou"},
+               {"problem": "Where is it?", "solution": [1, 2, 3, 4], "task": "grounding"}, {"problem": "p", "solution": "s"}]  # fmt: skip
+    rows = [data.load_rows(write_json(tmp_path / "r.jsonl", records))[i] for i in range(6)]
+    assert [(r["problem"], r["options"]) for r in rows[:3]] == [
+        ("Which?\n(A) cat\n(B) 7", ["cat", "7"]), ("Which?\n(A) cat (B) dog", ["cat", "dog"]),
+        ("A cat or a dog?\n(A) cat\n(B) dog", ["cat", "dog"])]  # fmt: skip
+    assert [r["labels"] for r in rows] == [{"level": "3"}, {}, {}, {}, {}, {}]
+    assert [r["reward_func"] for r in rows] == [["format"], None, None, "iou", None, None]
+    assert [(r["solution"], r["task"], r["template"]) for r in rows[3:]] == [
+        ("[1, 2, 30.5, 40]", "grounding", "box"), ("[1, 2, 3, 4]", "grounding", None), ("s", "auto", None)]  # fmt: skip
+    with pytest.raises(data.BadRow, match=r"^row .*r\.jsonl:0: no box"):
+        data.load_rows(write_json(tmp_path / "r.jsonl", [{"problem": "p", "solution": "here", "task": "grounding"}]))[0]
 
 
 def test_solutions_keep_what_matters(tmp_path):
@@ -508,6 +539,119 @@ def test_the_cursor_is_enough_to_go_on(taken):
     assert (new.cursor, new.skipped) == (old.cursor, old.skipped)
 
 
+def test_threads_change_nothing(processor):
+    """Rows are drawn and encoded side by side; what comes out is what one thread gives, to the bit and in the same order."""
+    rows = data.load_rows("scenes:clevr?rows=40&layout=grid&objects=1-8&family=compare_attribute")  # some of them are bad
+    order, wanted = list(range(40)), {}
+    random.Random("2-0").shuffle(order)
+    for index in order:
+        with contextlib.suppress(data.BadRow):
+            wanted[index] = data.encode_prompt(rows[index], processor)
+    assert 20 < len(wanted) < 40
+    stream = data.Stream(rows, lambda row: data.encode_prompt(row, processor), seed=2, say=lambda line: None)
+    taken = stream.take(len(wanted) - 5) + stream.take(5)
+    done, skipped = data.take_all(rows, lambda row: data.encode_prompt(row, processor), 0, 1, 0, 40, lambda line: None)
+    assert [i for i, _ in done] == sorted(wanted) and skipped == 40 - len(wanted)
+    for got, right in [*zip(taken, wanted.values(), strict=True), *((prompt, wanted[i]) for i, prompt in done)]:
+        assert got["row"]["id"] == right["row"]["id"] and got["input_ids"] == right["input_ids"]
+        assert got["pixel_values"].equal(right["pixel_values"]) and got["image_grid_thw"].equal(right["image_grid_thw"])
+
+
+def test_the_cursor_stands_behind_the_last_row_needed():
+    stream = data.Stream(Numbers(range(12)), encode_some, shuffle=False, say=lambda line: None)  # 0, 3, 6, 9 are bad
+    assert stream.take(3) == [1, 2, 4] and (stream.cursor, stream.skipped) == (5, 2)
+    assert stream.take(1) == [5] and (stream.cursor, stream.skipped) == (6, 2)
+    assert stream.take(2) == [7, 8] and (stream.cursor, stream.skipped) == (9, 3)
+
+
+def test_an_error_in_a_row_is_not_hidden():
+    def broken(x):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        data.Stream(Numbers(range(5)), broken).take(2)
+
+
+# -----------------------------------------------------------------------------
+# mixtures
+# -----------------------------------------------------------------------------
+
+
+def numbered(folder, name, n):
+    return write_json(folder / f"{name}.jsonl", [{"id": f"{name}{i}", "problem": "p", "solution": str(i)} for i in range(n)])
+
+
+def test_mixture_specs():
+    """A colon and a number end a part; colons and commas of paths and scene specs stay."""
+    for spec, parts in {
+        "clevr:0.5,geoqa:0.5": [("clevr", 0.5), ("geoqa", 0.5)],
+        "scenes:clevr?rows=10&objects=1-8:0.5,geoqa:0.5": [("scenes:clevr?rows=10&objects=1-8", 0.5), ("geoqa", 0.5)],
+        "clevr@a/b:1,my.jsonl:2": [("clevr@a/b", 1), ("my.jsonl", 2)],
+        "C:\\data\\r.jsonl:1, D:\\x y:.25": [("C:\\data\\r.jsonl", 1), ("D:\\x y", 0.25)],
+        "a,b.jsonl:3,org/set:1": [("a,b.jsonl", 3), ("org/set", 1)],
+        "clevr:1": [("clevr", 1)],
+        "scenes:clevr?objects=4": [],
+        "scenes:clevr": [],
+        "C:\\rows.jsonl": [],
+        "clevr,geoqa": [],
+    }.items():
+        assert data.mixture_parts(spec) == parts
+    with pytest.raises(SystemExit, match="^data: 'a:1,b:0' gives a source no weight"):
+        data.load_rows("a:1,b:0")
+    with pytest.raises(SystemExit, match="^data: 'a.jsonl,b.jsonl' does not exist.*several sources want weights, as in clevr:1,geoqa:1$"):
+        data.load_rows("a.jsonl,b.jsonl")
+
+
+def test_a_file_whose_name_ends_like_a_weight(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows:1").mkdir()
+    numbered(tmp_path / "rows:1", "a", 3)
+    assert isinstance(data.load_rows("rows:1"), data.Rows)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize(("weights", "shares"), [((1, 1), (1 / 2, 1 / 2)), ((0.7, 0.3), (0.7, 0.3)), ((1, 9), (0.1, 0.9)),
+                                                 ((1, 2), (1 / 3, 2 / 3))])  # fmt: skip
+def test_mixture_shares_and_epochs(tmp_path, world, weights, shares):
+    """Every source gets its share of all draws, its rows come equally often, and each of its epochs has another order."""
+    spec = f"{numbered(tmp_path, 'a', 7)}:{weights[0]},{numbered(tmp_path, 'b', 50)}:{weights[1]}"
+    rows = data.load_rows(spec)
+    assert len(rows) == 57 and [rows[i]["id"] for i in (0, 6, 7, 56)] == ["a0", "a6", "b0", "b49"]
+    streams = [data.Stream(rows, lambda row: row["id"], seed=1, rank=rank, world=world) for rank in range(world)]
+    drawn = [x for step in zip(*(s.take(900 // world) for s in streams), strict=True) for x in step]
+    for name, size, share in (("a", 7, shares[0]), ("b", 50, shares[1])):
+        ids = [x for x in drawn if x.startswith(name)]
+        assert abs(len(ids) - 900 * share) <= 1
+        counts = [ids.count(f"{name}{i}") for i in range(size)]
+        assert max(counts) - min(counts) <= 1
+        epochs = [tuple(ids[k * size : (k + 1) * size]) for k in range(len(ids) // size)]
+        assert all(len(set(e)) == size for e in epochs)
+        assert len(set(epochs)) > 0.9 * len(epochs)  # two of 90 random orders of 7 rows may be the same
+        for k in range(100, 900, 100):  # the share holds all the way, not only at the end
+            assert abs(sum(x.startswith(name) for x in drawn[:k]) - k * share) <= 10
+    assert streams[0].epoch == 900 // world / (57 // world)
+    for rank in range(world):  # every rank sees every source
+        assert {x[0] for x in drawn[rank::world]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("taken", [0, 3, 20])
+def test_a_mixture_goes_on_from_the_cursor(tmp_path, taken):
+    rows = data.load_rows(f"{numbered(tmp_path, 'a', 5)}:1,{numbered(tmp_path, 'b', 11)}:2")
+    old, new = (data.Stream(rows, lambda row: row["id"], seed=4, rank=1, world=2) for _ in range(2))
+    for _ in range(taken):
+        old.take(3)
+    new.cursor = old.cursor
+    assert [new.take(4) for _ in range(5)] == [old.take(4) for _ in range(5)]
+
+
+def test_a_mixture_of_scenes_and_files(tmp_path):
+    rows = data.load_rows(f"scenes:clevr?rows=10&objects=1-3&layout=grid:0.5,{numbered(tmp_path, 'a', 4)}:0.5")
+    taken = data.Stream(rows, lambda row: row).take(8)
+    assert sorted(len(row["images"]) for row in taken) == [0] * 4 + [1] * 4
+    ordered = data.Stream(rows, lambda row: row["id"], shuffle=False).take(6)
+    assert ordered == ["clevr/0/0", "a0", "clevr/0/1", "a1", "clevr/0/2", "a2"]
+
+
 def test_take_gives_as_many_as_asked():
     stream = data.Stream(Numbers(range(50)), lambda r: r, shuffle=False)
     assert [stream.take(2), stream.take(3), stream.take(1)] == [[0, 1], [2, 3, 4], [5]]
@@ -539,8 +683,27 @@ def test_template_wording():
         assert prompt_text(row, "direct") == QUESTION + "  Output only the final answer in <answer> </answer> tags."
     assert prompt_text({}, "direct") == QUESTION + "  Output only the final answer (number) in <answer> </answer> tags."
     assert prompt_text({}, "zero") == QUESTION
-    with pytest.raises(SystemExit, match="^template: 'thinking' is none of think, direct, box, zero$"):
+    with pytest.raises(SystemExit, match="^template: 'thinking' is none of auto, think, direct, box, zero"):
         prompt_text({}, "thinking")
+
+
+def test_prompts_of_the_benchmarks():
+    # R1-V, src/eval/test_qwen2vl_counting_superclevr.py
+    superclevr = QUESTION + " First output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+    assert prompt_text({"task": "count"}, "superclevr") == superclevr
+    solve = prompt_text({"task": "choice", "solution": "B"}, "solve")
+    assert "step by step" in solve and "letter" in solve and QUESTION in solve and "final answer in <answer> </answer>" in solve
+    assert prompt_text({}, "bare") == QUESTION and len(data.build_prompt({"images": []} | {"problem": "p", "task": "text"}, "bare")) == 1
+    for template in data.TEMPLATES:
+        assert data.TEMPLATES[template].format(problem="{x} {}").count("{x} {}") == 1
+
+
+def test_template_auto():
+    """The row's own template, else "think"; a template that is named wins over the row's."""
+    assert prompt_text({}, "auto") == prompt_text({"template": None}, "auto") == prompt_text({}, "think")
+    assert prompt_text({"template": "box"}, "auto") == prompt_text({}, "box")
+    assert prompt_text({"template": "box"}, "direct") == prompt_text({}, "direct")
+    assert data.build_prompt({"images": [], "problem": "p", "solution": "s", "task": "auto", "template": "zero"})[0]["role"] == "system"
 
 
 def test_messages_and_their_text(processor):
@@ -578,6 +741,50 @@ def test_images_that_fit_are_not_touched(processor):
     assert prompt["row"]["images"][0] is image and prompt["row"]["images"][1].size == (112, 84)
     assert row["images"][1].size == (100, 75)  # the caller's row is left alone
     assert data.fit_image(picture(0, 112, 112), 28, 3136, 6272).size == (56, 56)  # sqrt(6272) = 79.2: two tokens a side
+
+
+FAMILIES = {"qwen2_vl": (1000, 1000), "qwen2_5_vl": "resized", "qwen3_vl": (1000, 1000)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_of_boxes(family, tiny_folder):
+    """image_size is that of the first image before resizing; the frame is what the family has learned, or what the knob says."""
+    processor = model.load_processor(tiny_folder(family))
+    row = {"id": "1", "images": [picture(0, 300, 170), picture(1, 60, 60)], "problem": "Where?", "solution": "[30, 17, 150, 85]",
+           "task": "grounding", "thinking": None}  # fmt: skip
+    done = data.encode_prompt(row, processor, "box")["row"]
+    resized = done["images"][0].size
+    assert resized != (300, 170) == done["image_size"]
+    assert done["box_frame"] == (resized if FAMILIES[family] == "resized" else FAMILIES[family])
+    for knob, frame in {"resized": resized, "thousand": (1000, 1000), "original": (300, 170)}.items():
+        assert data.encode_prompt(row, processor, box_frame=knob)["row"]["box_frame"] == frame
+    with pytest.raises(SystemExit, match="^box_frame: 'pixels' is none of auto, resized, thousand, original$"):
+        data.encode_prompt(row, processor, box_frame="pixels")
+    assert "box_frame" not in row and "image_size" not in data.encode_prompt(row | {"images": []}, processor)["row"]
+
+
+def test_boxes_in_other_frames():
+    assert data.scale_box([30, 17, 150, 85], (300, 170), (1000, 1000)) == [100, 100, 500, 500]
+    rng = random.Random(0)
+    for _ in range(2000):
+        size, frame = ((rng.randint(28, 4000), rng.randint(28, 4000)) for _ in range(2))
+        box = [rng.randrange(size[0]), rng.randrange(size[1]), rng.randrange(size[0]), rng.randrange(size[1])]
+        there = data.scale_box(box, size, frame)
+        assert [round(x) for x in data.scale_box(there, frame, size)] == box
+        # as the policy writes it, in whole numbers: off by half a unit of its frame at most
+        back = data.scale_box([round(x) for x in there], frame, size)
+        assert all(abs(a - b) <= 0.5 * size[i % 2] / frame[i % 2] + 1e-9 for i, (a, b) in enumerate(zip(back, box, strict=True)))
+
+
+def test_target_text_of_boxes(processor):
+    row = {"id": "5", "images": [picture(0, 300, 170)], "problem": "Where?", "solution": "[30, 17, 150, 85]", "task": "grounding",
+           "thinking": "left of the cube", "template": "box"}  # fmt: skip
+    assert data.target_text(row, "answer") == '<answer> {"bbox_2d": [30, 17, 150, 85]} </answer>'
+    prompt = data.encode_prompt(row, processor, box_frame="thousand")
+    assert data.target_text(prompt["row"]) == '<think> left of the cube </think> <answer> {"bbox_2d": [100, 100, 500, 500]} </answer>'
+    width, height = data.encode_prompt(row, processor)["row"]["box_frame"]  # Qwen2.5-VL: pixels of the resized image
+    box = [round(30 * width / 300), round(17 * height / 170), round(150 * width / 300), round(85 * height / 170)]
+    assert json.dumps(box) in data.target_text(data.encode_prompt(row, processor)["row"])
 
 
 def test_target_text():
