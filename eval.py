@@ -33,6 +33,7 @@ from pathlib import Path
 import benchmarks
 import report
 import results
+import rewards
 from configurator import configure
 
 # -----------------------------------------------------------------------------
@@ -64,6 +65,7 @@ top_p = 1.0
 top_k = 0                 # 0 = off
 seed = 0
 batch_rows = 512          # rows handed to the engine, and written, at a time
+score_workers = 4         # processes that score beside each sampling one; 0 = in the same
 vllm_gpu_memory = 0.85    # share of each GPU for vLLM
 # output
 out_dir = ""              # default: eval/ inside the checkpoint folder; with several models a folder for each in here
@@ -100,6 +102,7 @@ if __name__ == "__main__":
                 results.write(Path(out_dir, "compare.json"), json.dumps(found, indent=1, ensure_ascii=False))
         sys.exit()
 
+    scorer = rewards.Scorer(score_workers)  # before CUDA and the engine, which its processes must not inherit
     import common
     import data
     import model as models
@@ -205,14 +208,18 @@ if __name__ == "__main__":
                 seeds, groups = [sampling.sample_seed(seed, 0, index) for index, _ in good], []
                 if good:
                     groups = draw(policy, [p for _, p in good], samples, seeds, temperature, max_tokens=tokens[name], **settings)
+                waiting = []
                 for (index, prompt), group in zip(good, groups, strict=True):
                     entry = {"index": index} | {k: prompt["row"][k] for k in results.FACTS if k in prompt["row"]}
                     entry["outputs"] = [{"text": tokenizer.decode(c.ids, skip_special_tokens=True), "tokens": len(c.ids),
                                          "finished": c.finished} for c in group]  # fmt: skip
+                    waiting.append((entry, scorer.run(results.grade, entry, rules[name])))
+                for entry, graded in waiting:
                     try:
-                        fresh.append(results.grade(entry, rules[name]))
+                        fresh.append(graded())
                     except Exception as problem:
-                        part.append((index, None, f"row {entry['id']}: cannot be scored ({type(problem).__name__}: {problem})"))
+                        why = f"row {entry['id']}: cannot be scored ({type(problem).__name__}: {problem})"
+                        part.append((entry["index"], None, why))
                 for index, prompt, why in part:
                     if prompt is None:
                         print(f"data: skipped: {why}")
@@ -251,4 +258,5 @@ if __name__ == "__main__":
             results.write(top / "matrix.json", json.dumps(matrix, indent=1))
         report.eval_page(top / "eval.html", ", ".join(labels.values()), how, named, loaded, page_rows, matrix)
     say(f"{common.clock(time.time() - started)}, every output in {', '.join(f'{folder}/' for folder in folders.values())}")
+    scorer.close()
     common.finish(policy)

@@ -237,16 +237,18 @@ class Scorer:
             atexit.register(self.close)
             self.pool.submit(int).result()  # all of them are forked now, and not when the first completions come
 
+    def run(self, function, *args):
+        """Start function(*args) in a process of the pool and return at once; call the result for its value."""
+        return functools.partial(function, *args) if self.pool is None else self.pool.submit(function, *args).result
+
     def submit(self, groups: list[list[str]], rows: list[dict], names=("accuracy", "format"), lengths=None, max_length: int = 0,
                strict: bool = True):  # fmt: skip
         """Start scoring and return at once; call the result for its list (one per group) of lists (one per completion) of parts."""
         lengths = lengths or [None] * len(groups)
         light = [{k: v for k, v in row.items() if k not in ("images", "thinking")} for row in rows]  # images need not travel
         jobs = [(g, r, tuple(names), n, max_length, strict) for g, r, n in zip(groups, light, lengths, strict=True)]
-        if self.pool is None:
-            return lambda: [score_group(*job) for job in jobs]
-        futures = [self.pool.submit(score_group, *job) for job in jobs]
-        return lambda: [future.result() for future in futures]
+        waiting = [self.run(score_group, *job) for job in jobs]
+        return lambda: [wait() for wait in waiting]
 
     def score(self, *args, **settings) -> list[list[dict[str, float]]]:
         """submit and wait."""
