@@ -72,3 +72,9 @@ def test_first_commands_of_the_readme_run(tmp_path):
         done = subprocess.run((command + more).split(), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "out/tiny_grpo/step-000002/model.safetensors").exists()
+
+
+def test_the_table_of_benchmarks_is_that_of_the_code():
+    import benchmarks
+
+    assert benchmarks.table_markdown() in README

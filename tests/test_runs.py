@@ -12,6 +12,7 @@ import signal
 import pytest
 import torch
 from helpers import GRPO, SCENES, SFT, SOURCES, Script, records, run
+from published import write
 
 import data
 import model as models
@@ -317,3 +318,35 @@ def test_text_only_rows_among_images_do_not_hang(start, tmp):
     ids = [e["id"] for e in records(tmp / "mixed", "rollouts.jsonl")]
     text_only = [[int(i[5:]) % 2 for i in ids[n : n + 2]] for n in range(0, 16, 2)]  # two rows of each process and step
     assert any(all(one) != all(other) for one, other in zip(text_only[::2], text_only[1::2], strict=True))
+
+
+# -----------------------------------------------------------------------------
+# the published training sets
+# -----------------------------------------------------------------------------
+
+SETS = ("clevr", "clevr_complex", "clevr_r1", "geoqa", "openv_visual", "openv_text")
+
+
+def test_grpo_on_a_mixture_of_all_published_sets(start, tmp):
+    """Counts, formulas, boxes and text-only rows in one batch, scored in processes, with rewards that compare a group."""
+    source = ",".join(f"{write(name, tmp / 'sets')}:1" for name in SETS)
+    out_dir, weights = tmp / "mixture", "{'accuracy': 1.0, 'format': 0.5, 'length': 0.1, 'repetition': 0.1}"
+    run([*GRPO, f"--model={start}", f"--out_dir={out_dir}", f"--data_source={source}", f"--reward_weights={weights}", "--steps=4",
+         "--prompts_per_step=6", "--rollout=hf", "--max_prompt_length=1024", "--row_tokens=1024", "--reward_workers=2", "--thumbnails=6"],
+        tmp / "mixture.log", env={"DEBUG_MODE": "true", "LOG_PATH": f"{tmp}/completions.txt"})  # fmt: skip
+    entries = records(out_dir, "rollouts.jsonl")
+    for step in range(1, 5):  # a block of the schedule is as long as a step here, so every step has a row of every set
+        assert {e["id"].split(":")[0].split("/")[0] for e in entries if e["step"] == step} == set(SETS)
+    parts = [c["parts"] for e in entries for c in e["completions"]]
+    assert all(set(p) == {"accuracy", "format", "length", "repetition"} for p in parts)
+    assert all(math.isfinite(c["reward"]) for e in entries for c in e["completions"])
+    assert all(all_finite(r) for r in records(out_dir))
+    assert {len(e["images"]) for e in entries} == {0, 1}
+    assert (tmp / "completions.txt").read_text().count("content: ") == 4 * 6 * 4
+
+
+def test_sft_on_published_reasoning(start, tmp):
+    out_dir = tmp / "sft_published"
+    run([*SFT, f"--model={start}", f"--out_dir={out_dir}", f"--data_source={write('clevr_r1', tmp / 'sets')}", "--steps=2",
+         "--max_prompt_length=256"], tmp / "sft_published.log")  # fmt: skip
+    assert len([r for r in records(out_dir) if "loss" in r]) == 2
