@@ -285,20 +285,24 @@ def full_state(model, zero_stage: int):
 
     A generator on purpose: gathering a 7B model whole would need its size again on every GPU. Tied weights come under
     each of their names: vLLM keeps a separate (packed) lm_head on CPUs and would go on with the old one.
+    LoRA comes merged, under the names of the model without it: W + alpha / rank * B A.
     """
     import deepspeed
 
+    adapted = {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if zero_stage == 3:
-            with deepspeed.zero.GatheredParameters([p]):
-                yield name, p.data
-        else:
-            yield name, p.data
+        if ".lora_" in name:
+            continue
+        layer = adapted.get(name.removesuffix(".base_layer.weight"))
+        parts = [p] if layer is None else [p, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        with deepspeed.zero.GatheredParameters(parts, enabled=zero_stage == 3):
+            weight = p.data if layer is None else p.data + layer.get_delta_weight("default").detach().to(p.dtype)
+            yield name.replace(".base_layer", ""), weight
 
 
 def export(model, processor, path: Path, zero_stage: int, rank: int) -> None:
     """Write a Hugging Face checkpoint folder that transformers and vLLM load. ALL RANKS; only rank 0 writes. Atomic by rename."""
-    state, untied = {}, {name for name, _ in model.named_parameters()}
+    state, untied = {}, {name.replace(".base_layer", "") for name, _ in model.named_parameters()}
     for name, tensor in full_state(model, zero_stage):
         if rank == 0 and name in untied:
             state[name] = tensor.detach().to("cpu", copy=True)

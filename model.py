@@ -82,6 +82,37 @@ def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: s
     return model.to(device)
 
 
+def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
+    """Freeze the model and put LoRA adapters (arXiv:2106.09685) of this rank on all linear layers of its language model, in place.
+
+    W x becomes W x + alpha / rank * B A x; only A and B are trained: with rank 16 about 1 % of the weights, so gradients and Adam's
+    moments almost vanish from memory. B starts at 0, so the policy starts as it was. The vision tower stays frozen.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    layers = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=layers), model)
+
+
+def without_lora(policy: nn.Module):
+    """The policy as it was before LoRA: a function of a micro-batch. It serves as the reference and takes no memory."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in policy.modules() if isinstance(m, BaseTunerLayer)]
+
+    def reference(batch):
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            return policy(batch)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    return reference
+
+
 def load_processor(path: str):
     """Tokenizer, image processor and chat template of a checkpoint folder."""
     from transformers import AutoProcessor

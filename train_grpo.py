@@ -58,6 +58,8 @@ model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id; also the ref
 dtype = "bfloat16"        # 'float32' on CPUs
 attn = "auto"             # vision tower: 'auto' = flash_attention_2 where installed, else sdpa
 freeze_vision = False     # train the language model only: less memory; costs accuracy where vision is the weak part
+lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
+lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
 # data
 data_source = "leonardPKU/clevr_cogen_a_train"  # see data.py: scenes:..., file, folder or hub id
@@ -238,13 +240,17 @@ if __name__ == "__main__":
     banned = models.banned_ids(net.config, processor)
     if freeze_vision:
         net.model.visual.requires_grad_(False)
+    if lora_rank:
+        models.add_lora(net, lora_rank, lora_alpha)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
     policy = models.Policy(net, banned, temperature).train()
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     reference = None
-    if beta > 0:  # a frozen copy of the start; sharded like the policy under ZeRO-3, a copy per process otherwise
+    if beta > 0 and lora_rank:
+        reference = models.without_lora(engine)
+    elif beta > 0:  # a frozen copy of the start; sharded like the policy under ZeRO-3, a copy per process otherwise
         reference = models.Policy(models.load_model(model, dtype, attn, device, say=lambda line: None), banned, temperature)
         reference = common.freeze(reference, ds_config)
 

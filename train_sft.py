@@ -38,6 +38,8 @@ model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id
 dtype = "bfloat16"        # 'float32' on CPUs
 attn = "auto"             # vision tower: 'auto' = flash_attention_2 where installed, else sdpa
 freeze_vision = False     # train the language model only
+lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
+lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
 # data
 data_source = "MMInstruction/Clevr_CoGenT_TrainA_R1"  # see data.py: scenes:..., file, folder or hub id
@@ -115,6 +117,8 @@ if __name__ == "__main__":
     net = models.load_model(model, dtype, attn, device, say)
     if freeze_vision:
         net.model.visual.requires_grad_(False)
+    if lora_rank:
+        models.add_lora(net, lora_rank, lora_alpha)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
     # no banned ids here: the targets are given, and a target that holds one should show as a high loss

@@ -321,6 +321,34 @@ def test_text_only_rows_among_images_do_not_hang(start, tmp):
 
 
 # -----------------------------------------------------------------------------
+# LoRA
+# -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks, stage", [(1, 0), (2, 3)])
+def test_lora(start, tmp, ranks, stage):
+    """vLLM gets the merged weights, the reference is the policy without adapters, the checkpoint is an ordinary one."""
+    out_dir = tmp / f"lora{stage}"
+    run([*GRPO, f"--model={start}", f"--out_dir={out_dir}", "--steps=3", "--rollout=vllm", "--lora_rank=4", "--beta=0.1",
+         "--learning_rate=1e-2", f"--zero_stage={stage}"], tmp / f"lora{stage}.log", ranks=ranks)  # fmt: skip
+    logged = records(out_dir)
+    assert logged[0]["kl"] < 1e-9 < 1e-5 < logged[-1]["kl"]  # B starts at 0, so at first policy and reference are one
+    assert all(r["mismatch"] < 1e-5 for r in logged)  # vLLM samples from what the trainer trains
+    before, after = (dict(models.load_model(str(path), "float32", say=lambda line: None).named_parameters())
+                     for path in (start, out_dir / "step-000003"))  # fmt: skip
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed and all("language_model" in n and "_proj" in n for n in changed)
+
+
+def test_lora_sft_resumes(start, tmp):
+    flags = [*SFT, f"--model={start}", "--lora_rank=4", "--target=answer", "--learning_rate=1e-2", "--save_interval=2"]
+    run([*flags, f"--out_dir={tmp}/lora_sft", "--steps=4"], tmp / "lora_sft.log")
+    run([*flags, f"--out_dir={tmp}/lora_cut", "--steps=2"], tmp / "lora_cut.log")
+    run([*flags, f"--out_dir={tmp}/lora_cut", "--steps=4"], tmp / "lora_cut.log")
+    assert [r["loss"] for r in records(tmp / "lora_cut")] == pytest.approx([r["loss"] for r in records(tmp / "lora_sft")], abs=1e-6)
+
+
+# -----------------------------------------------------------------------------
 # the published training sets
 # -----------------------------------------------------------------------------
 
