@@ -9,7 +9,7 @@ Where this differs from R1-V's sft.py:
  3. Qwen2-VL, Qwen2.5-VL and Qwen3-VL, chosen by config.json.
 
 One step:
- 1) the next P prompts of each process   2) their target tokens   3) loss and optimizer step   4) log   5) checkpoint
+ 1) the next P prompts of each process   2) their target tokens   3) loss and optimizer step   4) log   5) evaluate, save
 
 Shapes: N response tokens of a micro-batch. Everything else as in model.py.
 
@@ -25,6 +25,8 @@ import time
 import common
 import data
 import model as models
+import rewards
+import sampling
 from configurator import configure
 
 # -----------------------------------------------------------------------------
@@ -54,6 +56,9 @@ max_prompt_length = 1024  # tokens, visual ones included; longer rows are skippe
 max_completion_length = 1024  # tokens of the target; longer rows are skipped
 min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
 max_pixels = 401408       # 512 visual tokens
+eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
+eval_split = "test"
+eval_rows = 200           # the first so many of them
 # optimization
 steps = 295               # 1 epoch of 37.8k rows at 128 rows a step
 batch_size = 128          # rows a step, over all processes
@@ -69,6 +74,7 @@ zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradi
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
 log_interval = 1
+eval_interval = 0         # steps between evaluations (greedy answers by transformers' generate); 0 = never
 save_interval = 0         # steps between checkpoints; 0 = only at the end
 keep = 3                  # newest checkpoints to keep; 0 = all
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
@@ -86,6 +92,9 @@ if __name__ == "__main__":
     common.check_choices(config)
     if batch_size % world:
         raise SystemExit(f"batch_size: {batch_size} rows do not divide among {world} processes; use a multiple of {world}")
+    if eval_source and eval_interval and zero_stage == 3:
+        raise SystemExit("eval_interval: generate needs whole weights in every process, zero_stage=3 shards them; use --zero_stage=2, "
+                         "or evaluate the checkpoints with eval.py")  # fmt: skip
     rows_per_rank = batch_size // world
     common.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
@@ -95,19 +104,26 @@ if __name__ == "__main__":
     # data
     # -------------------------------------------------------------------------
     processor = models.load_processor(model)
+    tokenizer, end = processor.tokenizer, models.end_ids(processor)
     rows = data.load_rows(data_source, data_split, columns, image_root, task)
-    end_id = models.end_ids(processor)[0]
+
+    def encode_question(row):
+        return data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame)
 
     def encode(row):
         """Prompt of a row with its target tokens, the end token included: a policy that never sees it never learns to stop."""
-        prompt = data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame)
+        prompt = encode_question(row)
         text = data.target_text(prompt["row"], target)
-        prompt["target"] = processor.tokenizer(text, add_special_tokens=False).input_ids + [end_id]
+        prompt["target"] = tokenizer(text, add_special_tokens=False).input_ids + [end[0]]
         if len(prompt["target"]) > max_completion_length:
             raise data.BadRow(f"row {row['id']}: target of {len(prompt['target'])} tokens, more than {max_completion_length=}")
         return prompt
 
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
+    eval_prompts = []
+    if eval_source and eval_interval:
+        held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
+        eval_prompts, _ = data.take_all(held_out, encode_question, rank, world, 0, min(eval_rows, len(held_out)), say)
     say(f"data: {len(rows):,} rows | a step: {batch_size} rows = {world} process(es) x {rows_per_rank} | "
         f"{steps} steps = {steps * batch_size / len(rows):.2f} epochs")  # fmt: skip
 
@@ -125,6 +141,20 @@ if __name__ == "__main__":
     policy = models.Policy(net, banned=[]).train()
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
+    banned = models.banned_ids(net.config, processor)
+
+    def evaluate():
+        """Greedy accuracy and format rate on the held-out rows. ALL RANKS."""
+        settings = {"top_p": 1.0, "top_k": 0, "max_tokens": max_completion_length, "banned": banned, "end": end}
+        done = sampling.rollout_hf(net, [p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0, **settings) if eval_prompts else []
+        parts = [rewards.score(tokenizer.decode(c.ids, skip_special_tokens=True), p["row"])
+                 for (_, p), (c,) in zip(eval_prompts, done, strict=True)]  # fmt: skip
+        sums = common.all_sum([sum(p["accuracy"] for p in parts), sum(p["format"] for p in parts), len(parts)], device)
+        if not sums[2]:
+            raise SystemExit(f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why")
+        say(f"step {step}/{steps} | held-out accuracy {sums[0] / sums[2]:.1%} format {sums[1] / sums[2]:.1%} ({sums[2]:.0f} rows)")
+        return {"eval_accuracy": sums[0] / sums[2], "eval_format": sums[1] / sums[2], "eval_n": int(sums[2])}
+
     step, loop = 0, common.load_resume(engine, out_dir, rank, world) if resume else None
     if loop:
         step, stream.cursor = loop["step"], loop["cursors"][rank]
@@ -147,7 +177,7 @@ if __name__ == "__main__":
         batches = models.pack(prompts, completions, net, row_tokens, micro_tokens)
 
         # 3) loss = - sum over all response tokens of log p(token), divided by their number over ALL ranks and micro-batches
-        total_tokens, = common.all_sum([n_tokens], device)
+        total_tokens, prompt_tokens = common.all_sum([n_tokens, sum(len(p["input_ids"]) for p in prompts)], device)
         batches, real = common.same_count(batches)
         loss_sum = 0.0
         for m, batch in enumerate(batches):
@@ -169,13 +199,17 @@ if __name__ == "__main__":
         loss_mean, skipped = common.all_sum([loss_sum, stream.skipped], device)
         record = {"step": step, "loss": loss_mean, "lr": lr, "grad_norm": norm, "epoch": stream.epoch,
                   "tokens_per_row": total_tokens / batch_size, "skipped_rows": int(skipped), "seconds": time.time() - t0}  # fmt: skip
-        log.write(record)
+        record |= {"rows_per_s": batch_size / record["seconds"], "tokens_per_s": (total_tokens + prompt_tokens) / record["seconds"]}
         if step % log_interval == 0 or step == steps:
             eta = (time.time() - started) / (step - first_step) * (steps - step)
             say(f"step {step}/{steps} | loss {loss_mean:.4f} | lr {lr:.2e} | grad {norm:.2f} | epoch {stream.epoch:.2f} | "
-                f"{batch_size / record['seconds']:.0f} rows/s | skipped {int(skipped)} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
+                f"{record['rows_per_s']:.0f} rows/s {record['tokens_per_s']:.0f} tok/s | skipped {int(skipped)} | "
+                f"ETA {common.clock(eta)}", flush=True)  # fmt: skip
 
-        # 5) checkpoint
+        # 5) evaluate, save
+        if eval_source and eval_interval and (step % eval_interval == 0 or step == steps):
+            record |= evaluate()
+        log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
             loop = {"step": step, "cursors": common.all_gather(stream.cursor)}

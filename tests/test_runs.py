@@ -35,7 +35,8 @@ def tmp(tmp_path_factory):
 def sft(tiny_folder, tmp):
     """out_dir of the cold start."""
     run([*SFT, f"--model={tiny_folder()}", f"--out_dir={tmp}/sft", "--steps=60", "--batch_size=16", "--learning_rate=2e-3",
-         "--warmup_steps=10", "--data_source=scenes:clevr?rows=960&seed=1&layout=grid&objects=1-2"], tmp / "sft.log")  # fmt: skip
+         "--warmup_steps=10", "--data_source=scenes:clevr?rows=960&seed=1&layout=grid&objects=1-2", f"--eval_source={SOURCES}",
+         "--eval_interval=40"], tmp / "sft.log")  # fmt: skip
     return tmp / "sft"
 
 
@@ -84,6 +85,7 @@ def test_sft_learns(sft):
     assert 6 < losses[0] < 8  # a uniform guess among about 1,000 tokens costs log(1000) = 6.9
     assert sum(losses[35:40]) / 5 < 1.5 and sum(losses[-5:]) / 5 < 0.7
     assert json.loads((sft / "config.json").read_text())["steps"] == 60
+    assert [(r["step"], r["eval_n"]) for r in log if "eval_format" in r] == [(40, 8), (60, 8)] and log[-1]["eval_format"] > 0.5
 
 
 def test_gradient_norm_is_logged_without_zero(sft):
