@@ -491,11 +491,22 @@ def symbolic(work, *texts: str):
     return None
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_latex(text: str) -> list:
     """math_verify's reading of one formula, whole: its other extractors would pick the first number out of a text they cannot parse."""
     from math_verify import LatexExtractionConfig, parse
 
     return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def constant(parsed: list) -> complex | None:
+    """The value of an expression without variables, None if it is something else or not finite."""
+    import sympy
+
+    if not parsed or not isinstance(parsed[0], sympy.Expr) or parsed[0].free_symbols:
+        return None
+    value = complex(parsed[0].evalf())
+    return value if math.isfinite(abs(value)) else None
 
 
 @functools.lru_cache(maxsize=4096)  # the G completions of one prompt repeat the same few answers
@@ -508,6 +519,9 @@ def same_expression(answer: str, solution: str) -> bool:
         gold, given = parse_latex(solution), parse_latex(answer)
         if not gold:
             log_once(f"math_verify cannot read the reference {solution!r}: only equal texts will be right")
+        values = [constant(parsed) for parsed in (gold, given)]
+        if None not in values and abs(values[0] - values[1]) > 1e-6 * max(map(abs, values)):  # 50 times quicker than to simplify
+            return False
         return bool(gold and given) and verify(gold, given, timeout_seconds=None)
 
     return bool(symbolic(work, answer, solution))
@@ -538,9 +552,8 @@ def nearly(text: str) -> float | None:
         return float(exact if exact is not None else number(lead[1]))
 
     def work(text):
-        parsed = parse_latex(text)
-        value = complex(parsed[0].evalf()) if parsed and hasattr(parsed[0], "evalf") else math.nan
-        return value.real if value == value and not value.imag and math.isfinite(value.real) else None
+        value = constant(parse_latex(text))
+        return value.real if value is not None and not value.imag else None
 
     return symbolic(work, text)
 
