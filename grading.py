@@ -36,6 +36,9 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}(?:\.\d{1,30})?|\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})"
 NUMBER = rf"[-+]?{DIGITS}"
 FACTOR = re.compile(r"\b(?:dozen|hundred|thousand|million|billion|times|pi|percent)\b")  # words that are no mere noun behind a number
+LEAD = re.compile(r"(?i)^(?:(?:approximately|about|around|roughly|exactly|only|just|\\approx|therefore:?|thus:?|then:?|likely:?|"
+                  r"(?:located )?at (?=the |\(|\\)|(?:the )?(?:points?|coordinates?|interval|equation|line|function|value)"
+                  r"(?= [^a-z]| [xyf]\b))\s*)+")
 HEDGE = re.compile(r"\b(?:or|and|to|maybe|perhaps|not|than|half)\b|[-+*/=]|\d|\b(?:" + "|".join(WORDS) + r")\b")
 
 
@@ -84,9 +87,10 @@ def conclusion(text: str) -> str | None:
         len(lines) > 2 and all(re.match(r"\W{0,2}[A-Za-z0-9]{1,2}[.):]\s", line) for line in lines[-2:])
     ):  # whatever it happens to end with was not concluded
         return None
-    stated = re.findall(r"\b(?:answer|option|choice)\b[^.\n:=]{0,40}?(?:\bis\b|:|=)[ \t:]*([^\n]+)", tail, re.IGNORECASE)
+    stated = re.findall(r"\b(?:answer|option|choice)\b[^.\n:=]{0,40}?(?:\bis\b|:|=)(?: therefore| thus| then)?[ \t:]*([^\s:][^\n]*)|"
+                        r"答案[是为]?[:：]?\s*([^\n]+)|\banswer(?: is)?\s*:?\s*\n\s*(?:\\\[\s*)?([^\n]+)", tail, re.IGNORECASE)  # fmt: skip
     if stated:
-        return stated[-1].strip().rstrip(".").strip()
+        return "".join(stated[-1]).strip().rstrip(".").strip()
     last = re.split(r"\n|(?<=[.!?])\s", lines[-1] if lines else "")[-1]
     there = re.search(rf"\bthere (?:are|is)(?: only| exactly| a total of)? ({NUMBER}|no|{'|'.join(WORDS)})\b", last, re.IGNORECASE)
     if there:
@@ -100,7 +104,7 @@ def conclusion(text: str) -> str | None:
 def last_value(sentence: str) -> str | None:
     """What a sentence says something is: "3.5" of "The length of NC is 3.5."; None if it says nothing of the kind."""
     said = re.findall(r"(?:\b(?:is|are|equals|equal to|be)\b|[=:])\s*((?:(?!\b(?:is|are|equals|equal to|be)\b|[=:]).)+)$", sentence)
-    return said[-1].strip().rstrip(".").strip() or None if said else None
+    return LEAD.sub("", said[-1].strip()).rstrip(".").strip() or None if said else None
 
 
 # ---------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def clean(text: str) -> str:
     """`text` without decoration: math delimiters, \\boxed, \\text, bold, final full stop, full-width forms, blanks."""
     text = text.translate(TYPOGRAPHY)
     text = re.sub(r"(?<![\w)}])\*\*(?=\S)([^*]+)\*\*(?![\w({\\])", r"\1", text)  # bold, but not 9**9**9
-    text = re.sub(r"\\[()\[\]]|\$(?=\S)|(?<=\S)\$|\\[,;! ]|~|\\hline|\\q?quad", " ", text)  # $ and \( \) only delimit; \, only spaces
+    text = re.sub(r"\\[()\[\]]|\\?\$(?=\S)|(?<=\S)\$|\\end\{answer\}|\\[,;! ]|~|\\hline|\\q?quad", " ", text)  # delimiters and spaces
     for _ in range(2):  # \boxed{\text{B}}
         text = re.sub(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed|mbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r" \1 ", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
@@ -128,19 +132,28 @@ def repair(text: str) -> str:
     """`text` as LaTeX that the parser reads whole: it takes 2√{3} for 2 and trips over °, π, sqrt(3) and 9**9."""
     text = re.sub(r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-zA-Z])", " ", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    text = clean(re.sub(r"[°º掳](?:\s*[TC]\b)?|\^\s*\{?\s*\\circ\s*\}?(?:\s*[TC]\b)?|\b[dD]egrees?\b", " ", text))  # angles are in degrees
+    degree = r"(?:[°º掳∘˚]|\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-zA-Z])|\\degree)(?:\s*[TC]\b)?|\b[dD]egrees?\b"
+    text = clean(re.sub(degree, " ", text))  # angles are in degrees
     text = text.replace("**", "^").replace("π", "\\pi ").lstrip(QUOTES).rstrip(QUOTES + "\\")
     text = re.sub(r"√\s*\{|(?<![a-zA-Z\\])sqrt\s*\{|\\sqrt\s+\{", r"\\sqrt{", text)
     text = re.sub(r"(?:√|(?<![a-zA-Z\\])sqrt)\s*\(([^()]*)\)|√\s*(\d+(?:\.\d+)?|[a-z])|\\sqrt\s*(\d)",
                   lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)  # fmt: skip
-    text = re.sub(r"(?<![a-zA-Z\\])(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))", r"\\\1", text)
+    text = re.sub(r"(?<![a-zA-Z\\])(?:[dtc](?=frac))?(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))", r"\\\1", text)
     text = re.sub(r"(?i)^(?:approximately|about|around|roughly|\\approx)\s+(?=\S)", "", text)
     text = re.sub(r"(?<=\d) ?[xX] ?10\^", r"\\times 10^", re.sub(r"(?<=\d)[eE]([-+]?\d{1,3})(?!\w)", r"\\times 10^{\1}", text))
+    text = re.sub(rf"({NUMBER}) (thousand|million|billion)\b", scaled, text)
+    text = re.sub(r"(?<=[\]\w)}]) (?=[A-Z][a-z]{3,} ?:)", "; ", text)  # "Domain: [0, 1] Range: [2, 3]", once two lines
     text = re.sub(r"(\d+)/(\d+) ?\\pi", r"\\frac{\1}{\2}\\pi", text)
     text = re.sub(r"(?<![\w.}/])(\d{1,6}) ?\\frac\{(\d{1,6})\}\{(\d{1,6})\}|(?<![\w.}/])(\d{1,6}) (\d{1,6})/(\d{1,6})(?!\d)", mixed, text)
-    text = re.sub(r"^[A-Z] ?(?=\([^()]*,[^()]*\)$)", "", text)  # A(2, 3): the point's name
+    text = re.sub(r"^[A-Z]'{0,2} ?(?=\([^()]*,[^()]*\)$)", "", text)  # A(2, 3): the point's name
     text = re.sub(rf"({NUMBER}|[a-z])\s*:\s*({NUMBER}|[a-z])", r"\\frac{\1}{\2}", text) if re.fullmatch(r"[^:]+:[^:]+", text) else text
     return re.sub(r"\s+", " ", as_interval(text)).strip()
+
+
+def scaled(match: re.Match) -> str:
+    """1.9 million as 1900000."""
+    value = number(match[1]) * {"thousand": 1000, "million": 10**6, "billion": 10**9}[match[2]]
+    return str(value) if value.denominator == 1 else match[0]
 
 
 def mixed(match: re.Match) -> str:
@@ -149,11 +162,16 @@ def mixed(match: re.Match) -> str:
     return f"\\frac{{{whole * bottom + top}}}{{{bottom}}}" if top < bottom else match[0]
 
 
+FLIP = str.maketrans("<>lg", "><gl")
+
+
 def as_interval(text: str) -> str:
     """"[-4, 9]" for "-4 \\leq g(x) \\leq 9", "(3, \\infty)" for "x > 3"; any other text unchanged."""
     low, op, bound = r"(-?\\infty|[^<>=a-zA-Z,\\]{1,20})", r"(<|\\leq?(?![a-z])|<=)", r"(?:[a-z]|[a-z]\([a-z]\))"
     if m := re.fullmatch(rf"\s*{low}\s*{op}\s*{bound}\s*{op}\s*{low}\s*", text):
         return f"{'(' if m[2] == '<' else '['}{m[1].strip()}, {m[4].strip()}{')' if m[3] == '<' else ']'}"
+    if m := re.fullmatch(rf"\s*{low}\s*(<|>|\\[lg]eq?|<=|>=)\s*({bound})\s*", text):  # -2 < x is x > -2
+        text = f"{m[3]} {m[2].translate(FLIP)} {m[1]}"
     if m := re.fullmatch(rf"\s*{bound}\s*(<|>|\\[lg]eq?|<=|>=)\s*{low}\s*", text):
         open_end, below = m[1] in "<>", m[1][0] == "<" or m[1].startswith("\\l")
         return f"(-\\infty, {m[2].strip()}{')' if open_end else ']'}" if below else f"{'(' if open_end else '['}{m[2].strip()}, \\infty)"
@@ -166,35 +184,52 @@ UNITS = {
     "cm": r"cm|centimet(?:er|re)s?|厘米", "dm": r"dm|decimet(?:er|re)s?|分米", "km": r"km|kilomet(?:er|re)s?|千米|公里",
     "m": r"m|met(?:er|re)s?|米", "in": r"in|inch(?:es)?", "ft": r"ft|foot|feet", "yd": r"yd|yards?",
     "mile": r"mi|miles?", "sea mile": r"nautical miles?|海里|n ?miles?", "g": r"g|grams?|克", "kg": r"kg|kilograms?|千克",
-    "s": r"s|sec|seconds?|秒", "min": r"min|minutes?|分钟", "h": r"h|hours?|hrs?|小时", "km/h": r"km ?/ ?h(?:r|our)?|kmh|kph",
-    "m/s": r"m ?/ ?s", "amu": r"amu|u(?=$)", "V": r" ?V|volts?", "mV": r"mV", "A": r" A|amps?|amperes?", "mA": r"mA",
+    "s": r"s|sec|seconds?|秒", "min": r"min|minutes?|分钟", "h": r"h|hours?|hrs?|小时", "km/h": r"kmh|kph",
+    "amu": r"amu|u(?=$)", "V": r" ?V|volts?", "mV": r"mV", "A": r" A|amps?|amperes?", "mA": r"mA",
     "ohm": r"Ω|\\Omega|ohms?", "kohm": r"k ?Ω|k\\Omega|kohms?", "W": r"W|watts?", "kW": r"kW", "N": r"N|newtons?", "J": r"J|joules?",
     "kJ": r"kJ", "Hz": r"Hz|hertz", "Pa": r"Pa|pascals?", "kPa": r"kPa", "MPa": r"MPa", "K": r" K|kelvins?", "mol": r"mol|moles?",
     "L": r" ?L|lit(?:er|re)s?", "mL": r"mL|millilit(?:er|re)s?", "rad": r"rad|radians?", "year": r"years?", "month": r"months?",
     "day": r"days?|天", "week": r"weeks?", "USD": r"dollars?|USD", "euro": r"euros?|€", "lb": r"lbs?|pounds?", "kip": r"kips?",
-    "N·m": r"N ?\*? ?m", "m/s^2": r"m ?/ ?s ?\^? ?\{?2\}?", "g/cm^3": r"g ?/ ?cm ?\^? ?\{?3\}?", "rpm": r"rpm|rev ?/ ?min", "eV": r"eV",
+    "N·m": r"N ?\*? ?m", "rpm": r"rpm|rev ?/ ?min", "eV": r"eV",
+    "C": r" C|coulombs?|[Cc]elsius", "uA": r"[uµμ]A", "nA": r"nA", "Mohm": r"M ?Ω|M\\Omega", "mW": r"mW", "MW": r"MW", "kV": r"kV",
+    "uV": r"[uµμ]V", "kHz": r"kHz", "MHz": r"MHz", "GHz": r"GHz", "GPa": r"GPa", "kN": r"kN", "psi": r"psi", "ksi": r"ksi", "atm": r"atm",
+    "M": r" M", "H": r" H|henr(?:y|ies)", "mH": r"mH", "F": r" F|farads?", "uF": r"[uµμ]F", "nF": r"nF", "pF": r"pF", "T": r" T|teslas?",
+    "ms": r"ms|msecs?", "mg": r"mg", "cal": r"cal", "kcal": r"kcal", "kWh": r"kWh", "dB": r"dB", "Btu": r"Btu|BTU", "lbf": r"lbf",
+    "mph": r"mph",
 }  # fmt: skip
-UNIT = re.compile("(?:square |cubic |sq\\.? |平方|立方)?(?:" + "|".join(f"(?P<u{i}>{u})" for i, u in enumerate(UNITS.values()))
-                  + r")(?: ?\^? ?\{?[23]\}?)?$")  # fmt: skip
+ONE_UNIT = r"(?:square |cubic |sq\.? |平方|立方)?(?P<NAME>" + "|".join(f"(?:{u})" for u in UNITS.values()) + r")(?: ?\^? ?\{?[234]\}?)?"
+UNIT = re.compile(ONE_UNIT.replace("NAME", "over") + r"(?: ?(?:/|per\b) ?" + ONE_UNIT.replace("NAME", "under") + ")?$")
 
 
 def split_unit(text: str) -> tuple[str, str]:
     """("12", "cm") for "12 cm". A unit stands at the end, behind a number, a bracket or π: the x of 2x is no unit."""
-    for start in (m.end() for m in re.finditer(r"(?:[\d.})]|\\pi) ?(?=[^\d\s])|(?<=[\d})])(?= [A-Z])", text)):
+    for start in (m.end() + blank for m in re.finditer(r"(?:[\d.})]|\\pi)(?= ?[^\d\s])", text) for blank in (0, 1)):
         match = UNIT.match(text, start)
         if match:
-            return text[:start].strip(), list(UNITS)[next(i for i in range(len(UNITS)) if match[f"u{i}"])]
+            over, under = (next((name for name, u in UNITS.items() if part and re.fullmatch(u, part)), "") for part in match.groups())
+            return text[:start].strip(), f"{over}/{under}" if under else over
     return text, ""
 
 
 def number(text: str) -> Fraction | None:
     """The exact value of a plain number, a/b or \\frac{a}{b}, thousands separators allowed; None for anything else."""
     text = re.sub(rf"\\frac\s*\{{\s*({NUMBER})\s*\}}\s*\{{\s*({NUMBER})\s*\}}", r"\1/\2", text.strip())
+    if text.lower() in WORDS:
+        return Fraction(WORDS.index(text.lower()))
+    power = re.fullmatch(rf"({NUMBER}) ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{{? ?([-+]?\d{{1,2}}) ?\}}?", text)
+    if power:
+        return Fraction(power[1].replace(",", "")) * Fraction(10) ** int(power[2])
     match = re.fullmatch(rf"([-+]?)\s*({NUMBER})(?:\s*/\s*({DIGITS}))?", text)
     if not match or match[1] and match[2][0] in "+-":
         return None
     top, bottom = (Fraction((part or "1").replace(",", "")) for part in match.group(2, 3))
     return (-top if match[1] == "-" else top) / bottom if bottom else None
+
+
+def of_things(text: str) -> Fraction | None:
+    """6 of "6 children", "24 small cubes in total" and "3 times", None for "6 million" or "6 or seven"."""
+    noun = re.fullmatch(rf"({NUMBER})(?: times|((?: [a-z]{{3,}})+?)(?: in (?:total|all))?)", text)
+    return number(noun[1]) if noun and not (noun[2] and (HEDGE.search(noun[2]) or FACTOR.search(noun[2]))) else None
 
 
 # ---------------------------------------------------------------------------
@@ -206,12 +241,14 @@ def same_count(answer: str, solution: str, row: dict | None = None) -> bool:
     """One integer in digits or words up to twenty, perhaps followed by a noun; of an equation the right-hand side."""
     counted = []
     for text in (answer, solution):
-        text = clean(text[-2000:]).lower().rsplit("=", 1)[-1].strip()
-        text = re.sub(r"^(?:[a-z]\.|.*\bthere (?:are|is)|(?:the )?(?:final )?answer(?: is|:)|.*\b(?:total|count|answer):)\s+", "", text)
+        text = re.sub(r"^答案[是为]?:?", "", clean(text[-2000:]).lower().rsplit("=", 1)[-1].strip()).strip()
+        text = re.sub(r"^(?:\(?[a-z][.):](?=\s)|.*\bthere (?:are|is)(?: only| exactly| just| a total of)?"
+                      r"|(?:the )?(?:final )?answer(?: is|:)|.*\b(?:total|count|answer):)\s+", "", text)  # fmt: skip
         if re.match(r"the .* (?:is|are) ", text):  # "The number of cubes is 3"
             text = last_value(text) or text
         match = re.match(rf"({NUMBER}|no(?= [a-z])|none|{'|'.join(WORDS)})(?![\w.,-])(.*)", text)
-        if not match or HEDGE.search(match[2]):  # a second number or "or" behind it: the answer has not decided
+        rest = re.sub(r"\([^()]*\)", lambda m: re.sub(r"\b(?:and|to)\b", " ", m[0]), match[2] if match else "")  # "3 (a car and two ..."
+        if not match or HEDGE.search(rest):  # a second number or "or" behind it: the answer has not decided
             return False
         counted.append(0 if match[1] in ("no", "none") else WORDS.index(match[1]) if match[1] in WORDS
                        else Fraction(match[1].replace(",", "")))  # fmt: skip
@@ -225,6 +262,9 @@ def option_letter(text: str) -> str | None:
     match = re.match(r"\(([A-Za-z])\)(.*)|([A-Z])[).:](.*)|([a-z])[).:](?=\s)(.*)|([A-Za-z])$|([a-z])[).:]$", text)
     if not match:  # a letter followed by words is English ("A cat"), not an option
         match = re.fullmatch(r".+ \(([A-J])\)()", text)  # "Early Renaissance (C)"
+        if not match and not NEGATED.search(text):
+            one = r"(?:option|choice) \(?"  # "5 cm, which is option C"
+            match = re.fullmatch(rf"(?:(?!\b{one}[A-J]\b).)+ {one}([A-J])\)?()", text)
         if not match:
             return None
     letter, rest = ([group for group in match.groups() if group is not None] + [""])[:2]
@@ -253,6 +293,9 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
     options = row.get("options") or read_options(row.get("problem") or "")
     letters = "ABCDEFGHIJ"[: len(options)] or "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     wanted, given = option_letter(solution), option_letter(answer)
+    pictured = re.fullmatch(r"(?i:the )?(?i:picture|figure|image|diagram|graph|point|piece|shape|path) \(?([A-Z])\)?", clean(answer[:100]))
+    if pictured and given is None:
+        given, answer = pictured[1], pictured[1]
     named = re.match(r"(?:.*\b(?:answer|option|choice)(?: is|:)?\s+)?\(?([A-J])[).:]{1,2}\s*(.+)$", clean(answer[:1000]))
     if named and named[1] in letters and options and same_words(named[2], options[letters.index(named[1])]):
         given = named[1]  # "(E) P, Q and R": further letters are no hedge where they are the option's own text
@@ -266,7 +309,9 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
         return False
     # By its text, else by its value: cos(π/5) is not the option cos(9π/5), although they are equal. An answer that is the value of
     # several options has chosen none, unless they read the same.
-    chosen = [x for x in options if same_words(answer, x)] or [x for x in options if same_math(answer, x)]
+    said = [x for x in options if names(answer, clean(x))]
+    chosen = ([x for x in options if same_words(answer, x)] or (said if len(said) == 1 and len(options) == len(set(options)) else [])
+              or [x for x in options if same_math(answer, x, row)])  # fmt: skip
     text = options[letters.index(wanted)]
     return text in chosen and all(same_words(x, text) for x in chosen)
 
@@ -274,7 +319,31 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
 def same_words(answer: str, option: str) -> bool:
     """Equal as texts but for case, articles and punctuation behind a word."""
     plain = [re.sub(r"^(?:the|an?) |[\"'`“”‘’.,;:!?]+(?=\s|$)", "", clean(text[:1000]).casefold()).strip() for text in (answer, option)]
-    return plain[0] == plain[1] != ""
+    # CH_3COOH, \\Delta T: markup and blanks do not matter, except between digits
+    bare = [re.sub(r"[_{}\\]|(?<!\d) +| +(?!\d)", "", text) for text in plain]
+    return plain[0] == plain[1] != "" or len(plain[1]) > 2 and bare[0] == bare[1] != ""
+
+
+NEGATED = re.compile(r"(?i)\b(?:not|no|none|nor|or|and|cannot|fails?|never|neither|except|without|rather"
+                     r"|instead|but|than|while|whereas|closest|either|both|maybe|perhaps|unless|if)\b|n['’]t\b")  # fmt: skip
+
+
+def names(answer: str, words: str) -> bool:
+    """Does a short sentence say `words`, a reference of letters only ("the embryonic stage", "Clara is the tallest")? No "not", no "or"."""
+    answer, words = clean(answer[:400]).casefold().rstrip(".!"), words.casefold()
+    if words == "neither":  # "neither even nor odd"
+        return re.fullmatch(r"(?:.* is )?neither(?: (?:even )?n?or odd| odd n?or even| even n?or odd)?", answer) is not None
+    if words in ("yes", "no", "true", "false"):  # "No, because ..."
+        return (re.match(rf"{words}\s*(?:[,.;:]|$)", answer) is not None and not re.search(r"\b(?:but|however|or)\b", answer)
+                and set(re.findall(r"\b(?:yes|no|true|false)\b", answer)) == {words})  # fmt: skip
+    if not re.fullmatch(r"[a-z][a-z' -]{2,60}", words) or len(answer.split()) > 25 or re.search(r"[\n;]|[.!?]\s|\bvs\b", answer):
+        return False
+    found = re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", answer)
+    if not found or "," in answer or NEGATED.search(answer[: found.start()] + answer[found.end() :]):
+        return False
+    before = re.sub(r"(?:(?:most )?likely )?(?:the |an? )?$", "", answer[: found.start()])
+    verb = r"(?:is|are|was|were|be|will|would|belongs? to|point(?:s|ing) to|shows?|depicts?|represents?|indicates?)"
+    return re.search(rf"(?:^|:|\b{verb}) ?$", before) is not None
 
 
 def same_text(answer: str, solution: str, row: dict | None = None) -> bool:
@@ -297,6 +366,11 @@ def same_math(answer: str, solution: str, row: dict | None = None) -> bool:
         answer = lines[-1]
     if len(answer) > 500 or len(solution) > 500:  # no final answer is that long; also bounds every regex below
         return False
+    scale = re.search(r"(?i)\b(?:how many|in|of) (thousand|million|billion)s?\b", (row or {}).get("problem") or "")
+    if scale:  # "how many million hamburgers": 2.5 million is 2.5
+        answer = re.sub(rf"(?i)(?<=\d) ?{scale[1]}s?\b", "", answer)
+    if names(answer, clean(solution)):
+        return True
     answer, solution = repair(answer), repair(solution)
     if same_value(answer, solution):
         return True
@@ -312,7 +386,13 @@ def same_math(answer: str, solution: str, row: dict | None = None) -> bool:
 
 def same_value(answer: str, solution: str) -> bool:
     """Two repaired texts of one value each, perhaps with a label ("x =", "Area =", "The length is"), perhaps equations."""
+    named = [[word.lower() for word in PART.findall(text)] for text in (answer, solution)]
+    if len(named[0]) == len(named[1]) == 1 and named[0] != named[1]:
+        return False  # "Range: [0, 1]" is not the domain [0, 1]
+    if len(named[0]) <= 1 and len(named[1]) <= 1:
+        answer, solution = (PART_LABEL.sub("", text) for text in (answer, solution))
     (left_a, a), (left_s, s) = sides(answer), sides(solution)
+    a, s = as_interval(a), as_interval(s)
     if left_a and left_s and not (is_label(left_a) and is_label(left_s)):
         return answer.replace(" ", "") == solution.replace(" ", "") or proportional(f"{left_a}-({a})", f"{left_s}-({s})")
     if left_a and not is_label(left_a) or left_s and not is_label(left_s):
@@ -323,14 +403,17 @@ def same_value(answer: str, solution: str) -> bool:
     if unit_a and unit_s and unit_a != unit_s:
         return False
     given, wanted = number(a), number(s)
-    if wanted is not None and given is None and not unit_s:  # "6 children" for 6
-        noun = re.fullmatch(rf"({NUMBER})((?: [a-z]{{3,}})+)", a)
-        given = number(noun[1]) if noun and not HEDGE.search(noun[2]) and not FACTOR.search(noun[2]) else None
+    if (wanted is None) != (given is None) and not (unit_s if given is None else unit_a):  # "6 children" for 6, 3 for "3 times"
+        given, wanted = given if given is not None else of_things(a), wanted if wanted is not None else of_things(s)
     if wanted is not None and given is not None:  # decided here for most answers, without loading sympy
         return given == wanted or rounds_to(given, s) or re.search("/|frac", s) is not None and six_digits(given, a, wanted)
     if a.casefold().replace(" ", "") == s.casefold().replace(" ", "") != "":
         return True
     (kind_a, list_a), (kind_s, list_s) = split_list(a), split_list(s)
+    for kind, parts, others in ((kind_s, list_a, list_s), (kind_a, list_s, list_a)):
+        pairs = [sides(part) for part in parts]  # "x = -2, y = -9" for (-2, -9)
+        if kind == "()" and len(parts) == len(others) and [left for left, _ in pairs] in (["x", "y"], ["x", "y", "z"]):
+            return all(same_value(right, other) for (_, right), other in zip(pairs, others, strict=True))
     if len(list_a) != len(list_s) or kind_a != kind_s and {kind_a, kind_s} != {"", "{}"}:
         return False  # (0, 1] is not (0, 1), a pair is no number
     if len(list_s) > 1 or kind_s:
@@ -344,10 +427,16 @@ def same_value(answer: str, solution: str) -> bool:
     return same_expression(a, s)
 
 
+# the words that tell the parts of an answer apart
+PART = re.compile(r"(?i)\b(domain|range|increas|decreas|constant|maxim|minim|vertical|horizontal)")
+PART_LABEL = re.compile(r"(?i)^(?:the )?(?:(?:function|graph|f) is )?(?:domain|range|(?:in|de)creasing|constant)(?: intervals?)?"
+                        r"(?: is| on| over| for| of f)?\s*:?\s*(?=[-(\[\\xy\d])")
+
+
 def sides(text: str) -> tuple[str, str]:
     """("", "5") for a value, a calculation or a sentence that ends in 5; ("x", "5") for x = 5; ("x^2", "y + 1") for an equation."""
-    text = re.sub(r"(?i)^(?:therefore|thus|hence|so|yes|no)\s*,\s*", "", text)
-    if len(top_level(text)) > 1:
+    text = re.sub(r"(?i)^(?:therefore|thus|hence|so|(?:yes|no)(?=.*[\d\\]))\s*,\s*", "", text)
+    if len(top_level(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if "=" in text else text)) > 1:
         return "", text
     said = last_value(text) if re.search("[A-Za-z]{3}", re.sub(r"\\[a-zA-Z]+", " ", text)) else None
     if said:

@@ -534,8 +534,20 @@ def test_the_pool_gives_the_same_parts_and_survives_hard_answers():
 def test_symbolic_work_is_stopped_after_its_time(caplog):
     before, started = grading.timeouts, time.time()
     assert grading.symbolic(lambda text: time.sleep(30), "x+1") is None
-    assert time.time() - started < 2 and grading.timeouts == before + 1 and "counts as wrong" in caplog.text
+    assert time.time() - started < 10 and grading.timeouts == before + 1 and "counts as wrong" in caplog.text
     assert grading.symbolic(lambda text: text, "x+1") == "x+1"  # the alarm is off again
+
+
+# --- answers in the manner of real outputs, invented and judged by hand: tests/data/answers.jsonl ---
+
+
+def test_agreement_with_verdicts_by_hand():
+    path = Path(ROOT, "tests", "data", "answers.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    ours = [score(r["output"], r, strict=False)["accuracy"] for r in rows]
+    paid_for_nothing = [r["output"][-80:] for x, r in zip(ours, rows, strict=True) if x and not r["right"]]
+    assert not paid_for_nothing
+    assert sum(bool(x) == r["right"] for x, r in zip(ours, rows, strict=True)) >= 0.99 * len(rows)
 
 
 # --- real outputs with careful verdicts, where they lie beside the checkout ---
@@ -559,14 +571,16 @@ MORE = ["\\approx", "\\leq", "\\infty", "\\pm", "[", "]", ":", "∪", "and ", "i
 LATEX = st.lists(st.sampled_from(PIECES + MORE), max_size=30).map("".join)
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(LATEX, st.text(max_size=200), st.text(max_size=20).map(lambda t: t * 5000)), st.one_of(LATEX, st.text(max_size=40)),
        st.sampled_from(sorted(grading.VERIFIERS)))  # fmt: skip
 def test_any_text_is_scored_quickly_and_twice_the_same(text, solution, task):
     given_row = row(solution or "3", task) | {"problem": solution}
     names = ("accuracy", "format", "iou", "fuzzy", "reasoning_steps", "repetition")
     for completion, strict in ((f"<answer>{text}</answer>", True), (text, False)):
+        started = time.process_time()  # not the clock on the wall: the machine may be busy
         first = score(completion, given_row, strict, names)
+        assert time.process_time() - started < 2
         for cached in (grading.same_expression, grading.proportional, grading.nearly):
             cached.cache_clear()
         assert score(completion, given_row, strict, names) == first
