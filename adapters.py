@@ -263,7 +263,7 @@ def read_copy(path: Path, splits: list[str], name: str = "", adapter: Adapter | 
 
     def of_split(found: dict) -> list:
         """The paths whose name is that of the split; all of them if none is named like a split."""
-        names = [s for s in dict.fromkeys(found.values()) if s in known]
+        names = [s for s in dict.fromkeys(found.values()) if s in known or s in splits]
         if names and not set(names) & set(splits):
             raise SystemExit(f"data: '{path}' has the splits {', '.join(sorted(names))}, not '{splits[0]}'")
         wanted = next((s for s in splits if s in names), None)

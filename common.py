@@ -38,7 +38,8 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
         os.environ["DS_ACCELERATOR"] = "cpu"
         device = torch.device("cpu")
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if nothing is set; share the cores among the processes
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no such call
+            torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     random.seed(seed + rank)

@@ -91,9 +91,9 @@ class SceneRecords:
     column_names = ("id", "images", "problem", "solution", "thinking", "task", "labels")
 
     def __init__(self, split: str, rows: int = 1000, seed: int = 0, layout: str = "free", objects: str = "3-10", size: str = "",
-                 family: str = "count_all", miss: float = 0.0, jitter: float = 0.0):  # fmt: skip
+                 family: str = "count_all", miss: float = 0.0, jitter: float = 0.0, first: int = 0):  # fmt: skip
         low, _, high = objects.partition("-")
-        self.split, self.rows, self.seed, self.family = split, int(rows), int(seed), family
+        self.split, self.rows, self.seed, self.family, self.first = split, int(rows), int(seed), family, int(first)
         self.miss, self.jitter = float(miss), float(jitter)
         self.sample = {"layout": layout, "min_objects": int(low), "max_objects": int(high or low)}
         self.sample["size"] = tuple(int(x) for x in size.split("x")) if size else None
@@ -104,8 +104,12 @@ class SceneRecords:
     def __len__(self):
         return self.rows
 
+    def scene(self, i: int) -> dict:
+        """The scene graph of row i."""
+        return scenes.sample_scene(self.seed * 1_000_000 + self.first + i, split=self.split, **self.sample)
+
     def __getitem__(self, i: int) -> dict:
-        scene = scenes.sample_scene(self.seed * 1_000_000 + i, split=self.split, **self.sample)
+        scene, i = self.scene(i), self.first + i
         try:
             qa = scenes.ask(scene, i, self.family)
         except ValueError as error:  # no two objects to compare, for example

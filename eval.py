@@ -3,7 +3,7 @@
 The scorer is rewards.py, the same that paid the policy during training. Every question, output, extracted answer and
 verdict goes into one JSON per source and into one page for the browser, so a number can be checked by reading.
 
-    python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000200                    # in and out of distribution
+    python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000160                    # in and out of distribution
     python eval.py --model=out/grpo/step-000100 --data_source=my.jsonl --template=direct     # own rows, answer-only prompt
     torchrun --nproc_per_node=8 eval.py configs/eval.py --model=...                          # benchmarks, data parallel over 8 GPUs
     python eval.py --model=BASE,TRAINED --bench=superclevr200,mmmu --out_dir=out/forgetting  # what was learnt, what was lost
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     chosen = benchmarks.choose(bench) | {k: v for k, v in sources.items() if v} | ({"eval": data_source} if data_source else {})
     paths = [path.strip().rstrip("/") for path in model.split(",") if path.strip()]
     if not paths or not chosen:
-        raise SystemExit("eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000200 --data_source=rows.jsonl")
+        raise SystemExit("eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl")
     common.check_choices(config)
     if samples > 1 and temperature == 0:
         raise SystemExit(f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1")

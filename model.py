@@ -354,14 +354,19 @@ def build_tiny(path: str, corpus: list[str], family: str = "qwen2_5_vl", hidden:
     torch.manual_seed(seed)
     processor = tiny_processor(corpus, family)
     ids = {t: processor.tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS}
+    # weights so large that a layer keeps the size of its input; with the usual 0.02, which suits widths of 1000 and more, a model as
+    # narrow as this one learns to count what there is and stays blind to colour and shape
+    init = hidden**-0.5
     text = {
         "vocab_size": -(-(len(processor.tokenizer) + 1) // 64) * 64,  # padded, as Qwen's is: some rows belong to no token
+        "initializer_range": init,
         "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 32,
         "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096, "tie_word_embeddings": True,
         "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
     }  # fmt: skip
-    vision = {"depth": vision_layers, "num_heads": hidden // 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision = {"depth": vision_layers, "num_heads": hidden // 32, "spatial_merge_size": 2, "temporal_patch_size": 2,
+              "initializer_range": init}  # fmt: skip
     if family == "qwen2_vl":
         vision |= {"embed_dim": hidden, "hidden_size": hidden, "mlp_ratio": 2, "patch_size": 14}
     else:

@@ -477,7 +477,7 @@ RELATIONS = {"left": "left of", "right": "right of", "front": "in front of", "be
 COUNT_ALL = ("How many items are there in the image?", "How many things are there?", "How many objects are there?",
              "What number of objects are in the image?", "How many things are in the picture?")
 COMPARISONS = ("greater_than", "less_than", "equal_integer")
-FAMILIES = ("count_all", "count", "exist", "compare_number", "compare_attribute", "query", "count_relation")
+FAMILIES = ("count_all", "count", "exist", "compare_number", "compare_attribute", "query", "query_color", "count_relation")
 
 
 def execute(program: list[dict], scene: dict) -> int | str:
@@ -554,7 +554,8 @@ def ask(scene: dict, seed: int, family: str = "count_all", vary: bool = False) -
     rng = random.Random(f"ask {scene['split']} {scene['layout']} {scene['seed']} {int(seed)} {family}")
     want = rng.choice(("yes", "no"))
     writer = {"count_all": _count_all, "count": _count, "exist": _exist, "compare_number": _compare_number,
-              "compare_attribute": _compare_attribute, "query": _query, "count_relation": _count_relation}[family]
+              "compare_attribute": _compare_attribute, "query": _query, "query_color": _query_color,
+              "count_relation": _count_relation}[family]
     # One comparison is tried for long before the next, or else "equal" would become a sign of its easier answer, "no"
     for op in rng.sample(COMPARISONS, 3):
         for _ in range(60):
@@ -617,8 +618,8 @@ def _compare_attribute(rng, scene, op):
                        f"is the {attribute} of the {x} the same as the {attribute} of the {y}?")), program
 
 
-def _query(rng, scene, op):
-    attribute, program = rng.choice(ATTRIBUTES), []
+def _query(rng, scene, op, attribute=""):
+    attribute, program = attribute or rng.choice(ATTRIBUTES), []
     spec = _unique_spec(rng, scene, rng.choice(scene["objects"]), without=attribute)
     if spec is None:
         return None
@@ -627,6 +628,10 @@ def _query(rng, scene, op):
     other = {"size": f"how big is the {what}?", "color": f"what is the color of the {what}?",
              "material": f"what is the {what} made of?", "shape": f"what is the shape of the {what}?"}[attribute]
     return rng.choice((f"what {attribute} is the {what}?", other)), program
+
+
+def _query_color(rng, scene, op):
+    return _query(rng, scene, op, "color")
 
 
 def _count_relation(rng, scene, op):

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 out=out/speedrun
-start=out/tiny_sft/step-000300 trained=out/tiny_grpo/step-000200 # the last checkpoints of configs/tiny_sft.py and configs/tiny.py
+start=out/tiny_sft/step-000450 trained=out/tiny_grpo/step-000160 # the last checkpoints of configs/tiny_sft.py and configs/tiny.py
 mkdir -p $out/seconds
 if [ -n "${FRESH:-}" ]; then rm -rf $out out/tiny out/tiny_sft out/tiny_grpo; mkdir -p $out/seconds; fi
 

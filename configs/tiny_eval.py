@@ -1,7 +1,7 @@
 # The tiny model in distribution (CLEVR's objects, 4 x 4 grid) and out of it (vehicles, other colours, background and image size).
 # Hardware: 2 CPU cores, about 20 seconds. 500 scenes each that no training run has seen.
-#   python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000200
-model = "out/tiny_grpo/step-000200"
+#   python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000160
+model = "out/tiny_grpo/step-000160"
 dtype = "float32"
 sources = {
     "clevr": "scenes:clevr?rows=500&seed=107&layout=grid&objects=1-8",

@@ -35,15 +35,11 @@ def make_row(problem, *images):
 
 
 class Kit:
-    """A tiny model with its processor; `net` is sharpened, because at initialisation it hardly looks at its input."""
+    """A tiny model with its processor, and groups of completions."""
 
     def __init__(self, folder, attn="sdpa"):
         self.folder, self.processor = folder, model.load_processor(folder)
         self.net = model.load_model(folder, "float32", attn, say=lambda line: None).eval()
-        with torch.no_grad():
-            for p in self.net.parameters():
-                if p.ndim > 1:
-                    p *= 5
         self.banned, self.end = model.banned_ids(self.net.config, self.processor), model.end_ids(self.processor)
         self.allowed = sorted(set(range(self.net.config.get_text_config().vocab_size)) - set(self.banned))
         rows = [

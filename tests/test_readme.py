@@ -48,12 +48,12 @@ def test_commands_name_existing_scripts_configs_and_knobs(command, monkeypatch):
     configure({}, words[script + 1 :], words[script])  # raises SystemExit on an unknown config file, knob or type
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_has_a_header_with_its_command(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     header = re.match(r"(?:#.*\n)+", path.read_text()).group()
-    script, arguments = re.search(r"(train_grpo\.py|train_sft\.py|eval\.py)((?: (?:configs/\w+\.py|--\S+))*)", header).groups()
-    assert f"configs/{path.name}" in arguments.split()
+    script, arguments = re.search(r"\b((?:train_grpo|train_sft|eval|distill)\.py)((?: (?:configs/[\w/]+\.py|--\S+))+)", header).groups()
+    assert str(path.relative_to(ROOT)) in arguments.split()
     configure({}, arguments.split(), script)
 
 
