@@ -194,7 +194,7 @@ def slow_answer(question: str, scene: dict, family: str) -> str:
             x, _, y = rest.partition(f" the same as the {attribute} of the ")
             x = x.removesuffix(" is")
         return yes[one(x, objects)[attribute] == one(y, objects)[attribute]]
-    if family == "query":
+    if family in ("query", "query_color"):
         for start, end, attribute in [("how big is the ", "", "size"), ("what is the color of the ", "", "color"),
                                       ("what is the shape of the ", "", "shape"),
                                       ("what is the ", " made of", "material"),
@@ -225,6 +225,8 @@ def test_answers(family):
         assert made["answer"] == slow_answer(made["question"], scene, family), made
         answers[made["answer"]] += 1
     assert asked >= 200
+    if family == "query_color":
+        assert set(answers) <= {*scenes.COLORS, *scenes.OOD_COLORS}
     if family in ("exist", "compare_number", "compare_attribute"):
         assert set(answers) == {"yes", "no"} and 0.35 < answers["yes"] / asked < 0.65
     else:
