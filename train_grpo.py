@@ -22,7 +22,7 @@ One step (the numbers stand in the loop below):
 Symbols: P prompts of a process, G completions per prompt, S = P * G sequences (completion s belongs to prompt s // G), L response
 tokens of all S sequences laid end to end, N response tokens of one micro-batch. The end token is a response token.
 
-    python train_grpo.py configs/tiny.py                           # 2 CPU cores, under 4 minutes, after the cold start (README)
+    python train_grpo.py configs/tiny.py                           # 2 CPU cores, about 3 minutes, after the cold start (README)
     torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py     # R1-V's run: Qwen2-VL-2B counts CLEVR objects, 8 GPUs
     torchrun --nproc_per_node=1 train_grpo.py configs/clevr_1gpu.py configs/ablate_no_kl.py --seed=2
 

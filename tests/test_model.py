@@ -119,7 +119,7 @@ def assert_same(result, expected, tol=1e-5):
     logps, gradients = result[:2]
     torch.testing.assert_close(logps, expected[0], atol=tol, rtol=tol)
     for name, g in expected[1].items():
-        assert (gradients[name] - g).norm() <= 10 * tol * g.norm() + 1e-7, name
+        assert (gradients[name] - g).norm() <= tol * g.norm() + 1e-7, name
 
 
 # -----------------------------------------------------------------------------

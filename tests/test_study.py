@@ -23,15 +23,17 @@ def test_intervals_are_those_of_scipy():
 
 
 def test_lists_are_compared_with_the_scene():
-    """Right lists in any order count; a missing, a wrong and a doubled object do not."""
+    """A right list in any order counts whole; with a missing, a wrong and a doubled object it is not the list, but names the others."""
     source = "scenes:clevr?rows=9&seed=7&first=40&layout=grid&objects=3-8"
-    results = []
+    results, shares = [], []
     for index in range(4):
         objects = [f"{o['color']} {o['shape']}" for o in data.load_rows(source).records.scene(index)["objects"]]
         assert objects == [f"{o['color']} {o['shape']}" for o in scenes.sample_scene(7_000_040 + index, "clevr", "grid", 3, 8)["objects"]]
         said = [objects[::-1], objects[1:], ["pink cube", *objects[1:]], [objects[0], *objects]][index]
+        shares.append([1, (len(objects) - 1) / len(objects), (len(objects) - 1) / len(objects), len(objects) / (len(objects) + 1)][index])
         results.append({"index": index, "outputs": [{"text": f"<think> {', '.join(said)} </think> <answer> 3 </answer>"}]})
-    assert study.truly_listed({"source": source, "results": results}) == 0.25
+    found = study.faithfulness({"source": source, "results": results})
+    assert found["listed"] == 0.25 and found["named"] == pytest.approx(sum(shares) / 4, abs=1e-4)
 
 
 def test_right_samples_become_rows(tmp_path):
