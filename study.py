@@ -52,6 +52,8 @@ ARMS = {  # name: (title, command)
     "perfect": ("b) SFT, perfect chains", [*SFT, "configs/study/perfect.py"]),
     "answers": ("c) SFT, true counts without chains", [*SFT, "configs/study/answers.py"]),
     "expert": ("d) expert iteration, own right samples", [*SFT, "configs/study/expert.py"]),
+    "perfect_slow": ("b') as b), at GRPO's learning rate", [*SFT, "configs/study/perfect.py"]),
+    "expert_slow": ("d') as d), at GRPO's learning rate", [*SFT, "configs/study/expert.py"]),
     "grpo": ("e) GRPO, accuracy + format reward", GRPO),
     "no_format": ("f) GRPO, accuracy reward only", [*GRPO, "configs/study/no_format.py"]),
     "no_kl": ("g) GRPO without KL", [*GRPO, "configs/study/no_kl.py"]),
@@ -180,7 +182,7 @@ def train_expert(command: list[str], folder: Path, seed: int, log: Path) -> tupl
 def train(arm: str, folder: Path, seed: int, log: Path, *extra: str) -> tuple[dict, list[Path]]:
     """(CPU seconds by kind and other facts, the checkpoints of the curve)."""
     command = [*ARMS[arm][1], *extra, *([f"--data_source={out_dir}/distill/dataset"] if arm == "filtered" else [])]
-    if arm == "expert":
+    if arm.startswith("expert"):
         return train_expert(command, folder, seed, log)
     seconds = call([*command, f"--seed={seed}", f"--out_dir={folder}/run"], log)
     steps = int(last_step(folder / "run").name.removeprefix("step-"))
@@ -248,8 +250,9 @@ def one_setting(arm: str, rate: float) -> str:
     return f"settings: {arm} at {rate:g}: {table['clevr']['accuracy']:.1%} on validation scenes"
 
 
-def chosen_rate(script: str) -> float:
-    """The rate with the best mean validation accuracy in distribution over the arms that choose; of equals the smaller."""
+def chosen_rate(arm: str) -> float:
+    """The rate with the best mean validation accuracy in distribution over the arms that choose for its trainer; of equals the smaller."""
+    script = "train_grpo.py" if arm.endswith("_slow") else ARMS[arm][1][0]
     points = collections.defaultdict(list)
     for line in lines():
         if line.get("setting") in CHOSEN_BY[script]:
@@ -345,7 +348,7 @@ def tables(runs: dict[str, list[dict]]) -> str:
         out += ["", "Validation accuracy after half of the budget, 100 scenes each, one seed; the choice is by the first column:", "",
                 f"| arm | learning rate | {' | '.join(SPLITS.values())} |", "|---|---|" + "---|" * len(SPLITS)]  # fmt: skip
         for line in sorted(settings, key=lambda line: (line["setting"], line["learning_rate"])):
-            taken = " (taken)" if line["learning_rate"] == chosen_rate(ARMS[line["setting"]][1][0]) else ""
+            taken = " (taken)" if line["learning_rate"] == chosen_rate(line["setting"]) else ""
             cells = " | ".join(f"{100 * line['validation'][split]['accuracy']:.0f}" for split in SPLITS)
             out.append(f"| {ARMS[line['setting']][0]} | {line['learning_rate']:g}{taken} | {cells} |")
     return "\n".join(out)
@@ -358,21 +361,23 @@ def figure(runs: dict[str, list[dict]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = (("teacher", "filtered", "perfect", "answers", "expert"), ("no_format", "no_kl", "dr_grpo", "group_4", "group_16"))
+    rows = (("teacher", "filtered", "perfect", "answers", "expert", "perfect_slow", "expert_slow"),
+            ("no_format", "no_kl", "dr_grpo", "group_4", "group_16"))  # fmt: skip
     with plt.rc_context(LOOK):
         fig, axes = plt.subplots(2, len(SPLITS), figsize=(13, 5.6), sharex=True, sharey=True, layout="constrained")
         for row, (line, names) in enumerate(zip(axes, rows, strict=True)):
             for ax, split in zip(line, SPLITS, strict=True):
-                for i, arm in enumerate(("grpo", *names)):
+                for arm in ("grpo", *names):
                     if arm not in runs:
                         continue
                     curves = [r["curve"] for r in runs[arm]]
                     at = sorted(map(int, curves[0]))
                     values = np.array([[100 * c[str(x)][split]["accuracy"] for x in at] for c in curves])  # (runs, points)
                     start = 100 * runs["cold"][0]["curve"]["0"][split]["accuracy"] if "cold" in runs else np.nan
-                    color = INK if arm == "grpo" else PALETTE[i - 1]
+                    color = INK if arm == "grpo" else PALETTE[names.index(arm.removesuffix("_slow"))]
                     x, y = np.array([0, *at]) / 1000, np.array([start, *values.mean(0)])
-                    ax.plot(x, y, color=color, lw=2.2 if arm == "grpo" else 1.5, marker="o", ms=3, label=ARMS[arm][0])
+                    width, style = 2.2 if arm == "grpo" else 1.5, "--" if arm.endswith("_slow") else "-"
+                    ax.plot(x, y, color=color, lw=width, ls=style, marker="o", ms=3, label=ARMS[arm][0])
                     ax.fill_between(x, [start, *values.min(0)], [start, *values.max(0)], color=color, alpha=0.12, lw=0)
                 if row == 0:
                     ax.set_title(SPLITS[split], fontsize=9.5, color=INK)
@@ -406,7 +411,7 @@ if __name__ == "__main__":
               if (arm, rate) not in tried])  # fmt: skip
     if "run" in stages:
         # all arms of a seed before the next seed: stopped at any time, the table compares like with like
-        work([(one_run, arm, seed, chosen_rate(ARMS[arm][1][0])) for seed in numbers for arm in wanted if (arm, seed) not in done])
+        work([(one_run, arm, seed, chosen_rate(arm)) for seed in numbers for arm in wanted if (arm, seed) not in done])
     if "report" in stages:
         runs = collections.defaultdict(list)
         for line in lines():

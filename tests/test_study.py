@@ -54,9 +54,9 @@ def test_right_samples_become_rows(tmp_path):
 def test_the_rate_is_that_of_the_best_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "record", str(tmp_path / "study.jsonl"))
     with pytest.raises(SystemExit, match="--stage=settings"):
-        study.chosen_rate("train_sft.py")
+        study.chosen_rate("answers")
     found = {5e-4: (0.9, 0.5), 1e-3: (0.7, 0.8), 2e-3: (0.6, 0.6)}  # means 0.70, 0.75, 0.60
     for rate, values in found.items():
         for arm, value in zip(("perfect", "answers"), values, strict=True):
             study.finish({"setting": arm, "learning_rate": rate, "validation": {"clevr": {"accuracy": value}}})
-    assert study.chosen_rate("train_sft.py") == 1e-3
+    assert study.chosen_rate("answers") == study.chosen_rate("expert") == 1e-3
