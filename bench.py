@@ -301,7 +301,7 @@ def compare() -> dict:
 
 
 if __name__ == "__main__":
-    config = configure(globals(), [a for a in sys.argv[1:]], __file__, rank=1 if "--side=" in " ".join(sys.argv) else 0)
+    config = configure(globals(), sys.argv[1:], __file__, rank=1 if "--side=" in " ".join(sys.argv) else 0)
     if side:
         {"ours": run_ours, "trl": run_trl}[side](Path(out_dir, "-".join(f"{config[k]}" for k in WORK[:6])))
     if peer == "trl":
@@ -310,6 +310,10 @@ if __name__ == "__main__":
         if not importlib.util.find_spec("trl"):
             print("bench: trl is not installed (pip install -r bench/requirements-trl.txt), so only ours is measured")
             peer = config["peer"] = "none"
+    if sweep and sweep not in WORK[:7]:
+        raise SystemExit(f"sweep: '{sweep}' is none of {', '.join(WORK[:7])}")
+    if bool(sweep) != bool(values):
+        raise SystemExit("sweep: name a knob and its values, as in --sweep=group --values=4,8,16")
     points = []
     for value in values.split(",") if sweep else [""]:
         if sweep:
