@@ -46,6 +46,7 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     np.random.seed(seed + rank)
     torch.manual_seed(seed + rank)
     quiet_libraries()
+    sys.excepthook = explain_out_of_memory
     return rank, world, device
 
 
@@ -65,7 +66,7 @@ def quiet_libraries() -> None:
 
 CHOICES = {
     "rollout": ("vllm", "hf"), "backend": ("vllm", "hf"), "dtype": ("float32", "bfloat16", "float16"),
-    "attn": ("auto", "sdpa", "flash_attention_2"), "zero_stage": (0, 1, 2, 3), "lr_schedule": ("constant", "linear", "cosine"),
+    "attn": ("auto", "sdpa", "varlen"), "zero_stage": (0, 1, 2, 3), "lr_schedule": ("constant", "linear", "cosine"),
     "template": ("auto", "think", "direct", "box", "zero", "bare", "superclevr", "solve"), "target": ("cot", "answer"),
     "adv_norm": ("group", "batch", "none"),
     "box_frame": ("auto", "resized", "thousand", "original"),
@@ -213,6 +214,51 @@ def optimizer_step(engine, lr: float, dtype: str) -> float:
     if not math.isfinite(norm) and dtype != "float16":
         raise SystemExit(f"gradient: its norm is {norm}; this step was not saved. Lower learning_rate and run again")
     return norm
+
+
+class TokenBudget:
+    """Tokens of one forward and backward pass: the knob micro_tokens, or with 0 what the GPU's free memory holds (8,192 on a CPU).
+
+    How much memory a token takes is measured in every step; the first one starts with 4,096 tokens.
+    """
+
+    def __init__(self, micro_tokens: int, device):
+        self.fixed = micro_tokens or (0 if device.type == "cuda" else 8192)
+        self.per_token = self.before = 0.0
+
+    def tokens(self) -> int:
+        """To be called before the micro-batches of a step are made."""
+        if self.fixed:
+            return self.fixed
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - self.before  # what torch keeps in reserve is free, too
+        return tokens_that_fit(free, self.per_token)
+
+    def learn(self, batches: list[dict]) -> None:
+        """To be called after the last backward pass of a step and before its optimizer step, with its micro-batches."""
+        if not self.fixed:
+            self.per_token = (torch.cuda.max_memory_allocated() - self.before) / max(b["input_ids"].numel() for b in batches)
+
+
+def tokens_that_fit(free: float, per_token: float) -> int:
+    """Tokens for `free` bytes at `per_token` bytes each (0 = not known yet), a quarter left for fragmentation and longer rows."""
+    return min(max(int(0.75 * free / per_token), 1024), 65536) if per_token else 4096
+
+
+def explain_out_of_memory(kind, error, trace) -> None:
+    """sys.excepthook: the remedies, in the order of their price, instead of fifty lines of traceback."""
+    if not issubclass(kind, torch.OutOfMemoryError):
+        return sys.__excepthook__(kind, error, trace)
+    what = str(error).splitlines()[0].split(". ")[0]
+    print(f"memory: {what}. Remedies, cheapest first: grad_checkpointing=True; a smaller micro_tokens; a smaller vllm_gpu_memory, or "
+          "vllm_sleep=True; beta=0.0 (no reference model); freeze_vision=True; zero_stage=2 or 3 on several GPUs; offload_optimizer=True; "
+          "lora_rank=16. If one long row alone does not fit, lower max_prompt_length, max_pixels or max_completion_length. "
+          "Where it happened:", file=sys.stderr)  # fmt: skip
+    while trace.tb_next:
+        trace = trace.tb_next
+        if Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent:
+            print(f"    {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}", file=sys.stderr)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str, floor: float = 0.0) -> float:

@@ -1,18 +1,17 @@
-"""The policy: load any Qwen-VL checkpoint by its config.json, run packed rows through it, build the tiny model.
+"""The policy: load any Qwen-VL checkpoint by its config.json, run packed groups through it, build the tiny model.
 
     python model.py out/tiny                        # a real Qwen2.5-VL of 0.7 M parameters, random weights
     python model.py out/tiny --family=qwen2_vl      # or qwen2_vl, qwen3_vl
 
 The G completions of a prompt share the prompt and its images. Instead of G rows [prompt | completion], a group is ONE
-row [prompt | c_1 | ... | c_G]: images encoded once, prompt read once, G(P+C) tokens become P+GC. What keeps the
-completions apart is the attention mask, and M-RoPE positions that restart after the prompt for each of them:
+stretch of tokens [prompt | c_1 | ... | c_G]: images encoded once, prompt read once, G(P+C) tokens become P+GC. All groups of a
+micro-batch are laid end to end, without padding. What keeps the completions apart is the attention, which takes every
+prompt and every completion as a segment of its own, and M-RoPE positions that restart after the prompt for each of them:
 
-    token           p p p | a a a | b b | pad          group    0 0 0 | 0 0 0 | 0 0 | -1
-    position        0 1 2 | 3 4 5 | 3 4 | 0            segment  0 0 0 | 1 1 1 | 2 2 |  0
+    token           p p p | a a a | b b           attends to    prompt: itself, causally
+    position        0 1 2 | 3 4 5 | 3 4           a completion: all of its prompt, and itself causally
 
-    mask[q, k] = q >= k  and  group[q] == group[k]  and  (segment[k] == 0 or segment[q] == segment[k])
-
-Shapes: B rows in a micro-batch, T padded tokens of a row, N response tokens in the micro-batch, V vocabulary, D hidden.
+Shapes: T tokens of a micro-batch, N response tokens among them, V vocabulary, D hidden, H heads, d head size.
 """
 
 import json
@@ -50,22 +49,6 @@ def check_model_folder(path: str) -> str:
     return family
 
 
-def vision_attention(name: str, device: str) -> str:
-    """The vision tower's attention kernel: flash attention where it is installed. The language model always uses sdpa.
-
-    The packed rows need an arbitrary boolean mask, which flash attention does not take; the vision tower has plain
-    variable-length windows, where it is much faster than sdpa (which loops over the windows).
-    """
-    if name not in ("auto", "sdpa", "flash_attention_2"):
-        raise SystemExit(f"attn: '{name}' is none of auto, sdpa, flash_attention_2")
-    from transformers.utils import is_flash_attn_2_available
-
-    has_flash = device != "cpu" and is_flash_attn_2_available()
-    if name == "flash_attention_2" and not has_flash:
-        raise SystemExit("attn: flash_attention_2 needs the flash-attn package and a GPU; install it or set attn='sdpa'")
-    return "flash_attention_2" if has_flash and name != "sdpa" else "sdpa"
-
-
 def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: str = "cpu", say=print) -> nn.Module:
     """The transformers model of a Qwen-VL checkpoint folder (or hub id), chosen by config.json, on `device`."""
     from transformers import AutoModelForImageTextToText
@@ -73,12 +56,11 @@ def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: s
     if dtype not in DTYPES:
         raise SystemExit(f"dtype: '{dtype}' is none of {', '.join(DTYPES)}")
     check_model_folder(path)
-    vision = vision_attention(attn, str(device))
+    kernel = attention_kernel(attn, dtype, str(device))
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    if vision != "sdpa":
-        model.model.visual.set_attn_implementation(vision)
-    say(f"model: {type(model).__name__} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {dtype}, "
-        f"attention sdpa, in the vision tower {vision}")  # fmt: skip
+    register_attention()
+    model.config._attn_implementation = f"segments_flash_{kernel}"  # from_pretrained itself takes no name of ours
+    say(f"model: {type(model).__name__} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {dtype}, attention {kernel}")
     return model.to(device)
 
 
@@ -93,6 +75,15 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     model.requires_grad_(False)
     layers = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=layers), model)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile for every layer of the language model by itself: they are all alike, so a minute's work serves the whole stack.
+
+    It merges the elementwise work around the matrix products (norms, rotary positions, gates) into few kernels.
+    """
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
 
 
 def without_lora(policy: nn.Module):
@@ -139,28 +130,27 @@ def banned_ids(model_config, processor) -> list[int]:
 
 
 # -----------------------------------------------------------------------------
-# packed rows
+# packed groups
 # -----------------------------------------------------------------------------
 
 
-def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], model: nn.Module, row_tokens: int, micro_tokens: int,
-         pad_id: int = 0) -> list[dict]:  # fmt: skip
+def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], model: nn.Module, micro_tokens: int) -> list[dict]:
     """Micro-batches that hold every completion of every group once.
 
     prompts:      encoded prompts (data.encode_prompt): `input_ids` with expanded image placeholders, `pixel_values`, `image_grid_thw`
     completions:  per prompt a list of (start, token ids); `start` is where the completion's tokens stand in the step's
                   flat array of response tokens, so that advantages, old and reference log-probs are looked up by `token`
-    row_tokens:   length a row is filled up to (attention is quadratic in it); a longer group is split into rows that
-                  each repeat the prompt, and one completion always stays in one row
-    micro_tokens: rows are batched up to B * T <= micro_tokens
+    micro_tokens: a micro-batch is filled up to this many tokens. A larger group is split into parts that each repeat the prompt; one
+                  completion always stays whole
 
-    A micro-batch: input_ids (B, T), position_ids (3, B, T), group (B, T), segment (B, T), pixel_values, image_grid_thw, and per
-    response token: at (N,) flat index into (B, T) of the position that PREDICTS it (for a completion's first token that is
-    the last token of the prompt), target (N,) its id, token (N,) its place in the step's flat array.
+    A micro-batch: input_ids (1, T), position_ids (3, 1, T), pixel_values, image_grid_thw, segments (n, 4): start and length of each
+    prompt or completion, then start and length of the prompt that a completion belongs to (a prompt has 0, 0); and per
+    response token: at (N,) the place in T of the position that PREDICTS it (for a completion's first token that is the last
+    token of the prompt), target (N,) its id, token (N,) its place in the step's flat array.
     """
     blocks = []  # (prompt, some of its completions, tokens)
     for prompt, group in zip(prompts, completions, strict=True):
-        room = max(row_tokens - len(prompt["input_ids"]), 1)
+        room = max(micro_tokens - len(prompt["input_ids"]), 1)
         part, used = [], 0
         for start, ids in group:
             if part and used + len(ids) > room:
@@ -170,68 +160,51 @@ def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], mo
             used += len(ids)
         if part:
             blocks.append((prompt, part, len(prompt["input_ids"]) + used))
-    rows = []  # lists of blocks; longest blocks first, so that rows of one micro-batch are about equally long
-    for block in sorted(blocks, key=lambda b: -b[2]):
-        if rows and sum(b[2] for b in rows[-1]) + block[2] <= row_tokens:
-            rows[-1].append(block)
+    batches = []
+    for block in sorted(blocks, key=lambda b: -b[2]):  # long with long: sdpa pads the segments of a micro-batch to one length
+        if batches and sum(b[2] for b in batches[-1]) + block[2] <= micro_tokens:
+            batches[-1].append(block)
         else:
-            rows.append([block])
-    batches, batch, longest = [], [], 0
-    for row in rows:
-        length = sum(b[2] for b in row)
-        if batch and (len(batch) + 1) * max(longest, length) > micro_tokens:
-            batches.append(batch)
-            batch, longest = [], 0
-        batch.append(row)
-        longest = max(longest, length)
-    batches += [batch] if batch else []
-    return [collate(batch, model, pad_id) for batch in batches]
+            batches.append([block])
+    return [collate(batch, model) for batch in batches]
 
 
-def collate(rows: list[list[tuple]], model: nn.Module, pad_id: int) -> dict:
-    """Tensors of one micro-batch from rows of (prompt, [(start, ids), ...], tokens) blocks; see `pack`."""
-    B, T = len(rows), max(sum(block[2] for block in row) for row in rows)
-    text_only = all(block[0]["pixel_values"] is None for row in rows for block in row)
-    T += text_only  # room for the blank image below
-    out = {
-        "input_ids": torch.full((B, T), pad_id),
-        "position_ids": torch.zeros(3, B, T, dtype=torch.long),
-        "group": torch.full((B, T), -1),
-        "segment": torch.zeros(B, T, dtype=torch.long),
-    }
-    at, target, token, pixels, grids = [], [], [], [], []
-    for b, row in enumerate(rows):
-        end = 0
-        for g, (prompt, completions, _) in enumerate(row):
-            ids, positions = prompt["input_ids"], prompt_positions(prompt, model)  # (3, P)
-            P, begin = len(ids), end
-            out["input_ids"][b, begin : begin + P] = torch.tensor(ids)
-            out["position_ids"][:, b, begin : begin + P] = positions
-            end = begin + P
-            for s, (start, c) in enumerate(completions):
-                out["input_ids"][b, end : end + len(c)] = torch.tensor(c)
-                out["position_ids"][:, b, end : end + len(c)] = positions.max() + 1 + torch.arange(len(c))
-                out["segment"][b, end : end + len(c)] = s + 1
-                # token t is predicted by the hidden state one before it; the first one by the last prompt token
-                at += [b * T + begin + P - 1] + [b * T + end + t for t in range(len(c) - 1)]
-                target += c
-                token += range(start, start + len(c))
-                end += len(c)
-            out["group"][b, begin:end] = g
-            if prompt["pixel_values"] is not None:
-                pixels.append(prompt["pixel_values"])
-                grids.append(prompt["image_grid_thw"])
-    if text_only:
+def collate(blocks: list[tuple], model: nn.Module) -> dict:
+    """Tensors of one micro-batch from blocks (prompt, [(start, ids), ...], tokens); see `pack`."""
+    input_ids, positions, segments, at, target, token, pixels, grids = [], [], [], [], [], [], [], []
+    for prompt, completions, _ in blocks:
+        begin, P = len(input_ids), len(prompt["input_ids"])
+        place = prompt_positions(prompt, model)  # (3, P)
+        input_ids += prompt["input_ids"]
+        positions.append(place)
+        segments.append((begin, P, 0, 0))
+        for start, ids in completions:
+            end = len(input_ids)
+            # token t is predicted by the hidden state one before it; the first one by the last prompt token
+            at += [begin + P - 1, *range(end, end + len(ids) - 1)]
+            target += ids
+            token += range(start, start + len(ids))
+            input_ids += ids
+            positions.append((place.max() + 1 + torch.arange(len(ids))).expand(3, -1))
+            segments.append((end, len(ids), begin, P))
+        if prompt["pixel_values"] is not None:
+            pixels.append(prompt["pixel_values"])
+            grids.append(prompt["image_grid_thw"])
+    if not pixels:
         # Under ZeRO-3 all ranks gather weights module by module, in step: one that skips the vision tower makes the others wait for
-        # ever. So a blank image of one visual token takes part, in a group of its own: no response token sees it, its gradient is 0.
+        # ever. So a blank image of one visual token takes part, as a prompt of its own: no response token sees it, its gradient is 0.
         tower = model.model.visual.config
         pixels.append(torch.zeros(4, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2))  # 2 x 2 patches
         grids.append(torch.tensor([[1, 2, 2]]))
-        out["input_ids"][0, -1], out["group"][0, -1] = model.config.image_token_id, len(rows[0])
-    out["at"], out["target"], out["token"] = torch.tensor(at), torch.tensor(target), torch.tensor(token)
-    out["pixel_values"] = torch.cat(pixels)  # (patches, patch values), in the order of the placeholders
-    out["image_grid_thw"] = torch.cat(grids)  # (images, 3)
-    return out
+        segments.append((len(input_ids), 1, 0, 0))
+        input_ids.append(model.config.image_token_id)
+        positions.append(torch.zeros(3, 1, dtype=torch.long))
+    return {
+        "input_ids": torch.tensor([input_ids]), "position_ids": torch.cat(positions, 1)[:, None], "segments": torch.tensor(segments),
+        "at": torch.tensor(at), "target": torch.tensor(target), "token": torch.tensor(token),
+        "pixel_values": torch.cat(pixels),  # (patches, patch values), in the order of the placeholders
+        "image_grid_thw": torch.cat(grids),  # (images, 3)
+    }  # fmt: skip
 
 
 def prompt_positions(prompt: dict, model: nn.Module) -> torch.Tensor:
@@ -244,12 +217,143 @@ def prompt_positions(prompt: dict, model: nn.Module) -> torch.Tensor:
     return positions[:, 0]
 
 
-def group_mask(group: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
-    """Boolean mask (B, 1, T, T), True = may attend, from group (B, T) and segment (B, T); formula in the module's docstring."""
-    same_group = group[:, :, None] == group[:, None, :]  # (B, T, T)
-    shared = (segment[:, None, :] == 0) | (segment[:, :, None] == segment[:, None, :])
-    causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool, device=group.device).tril()
-    return (same_group & shared & causal)[:, None]  # padding (group -1) sees earlier padding: no empty rows, no NaN
+# -----------------------------------------------------------------------------
+# attention between segments
+# -----------------------------------------------------------------------------
+
+
+def attention_kernel(name: str, dtype: str, device: str) -> str:
+    """'varlen': FlashAttention for sequences of different lengths, on GPUs in 16 bits; else 'sdpa', padded to one length."""
+    if name not in ("auto", "sdpa", "varlen"):
+        raise SystemExit(f"attn: '{name}' is none of auto, sdpa, varlen")
+    able = device != "cpu" and dtype != "float32"
+    if name == "varlen" and not able:
+        raise SystemExit("attn: varlen needs a GPU and dtype bfloat16 or float16; set attn='sdpa'")
+    return "varlen" if able and name != "sdpa" else "sdpa"
+
+
+def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask=None, scaling=None,
+              attend=None, cu_seq_lens_q=None, max_length_q=None, **kwargs) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """What transformers calls in every layer. query (B, H, T, d), key and value (B, Hkv, T, d); returns (B, T, H, d).
+
+    The vision tower names its images or windows (cu_seq_lens_q, their bounds); our own forward passes hand in `attend`, a function of
+    (query, key, value, scaling, layer); without either it is transformers' usual causal attention.
+    """
+    if cu_seq_lens_q is not None:
+        varlen = module.config._attn_implementation == "segments_flash_varlen"
+        return (windows_varlen if varlen else windows_sdpa)(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
+    if attend is not None:
+        return attend(query, key, value, scaling, module.layer_idx), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def register_attention() -> None:
+    """Make `attention` known to transformers. With "flash" in its name the vision tower passes all windows in one call."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    for kernel in ("sdpa", "varlen"):
+        AttentionInterface.register(f"segments_flash_{kernel}", attention)
+        AttentionMaskInterface.register(f"segments_flash_{kernel}", sdpa_mask)
+
+
+def between_segments(segments: torch.Tensor, model: nn.Module):
+    """attend(query, key, value, scaling, layer) for a packed micro-batch with these segments (n, 4); see `pack`. CPU-GPU sync."""
+    kernel = model.config._attn_implementation
+    if not kernel.startswith("segments_flash_"):
+        raise ValueError(f"a model with attention '{kernel}' would mix up packed completions; load it with load_model")
+    return (segments_varlen if kernel == "segments_flash_varlen" else segments_sdpa)(segments)
+
+
+def segments_sdpa(segments: torch.Tensor):
+    """Prompts padded to one length W in a first call, completions padded to one length C, behind their prompts, in a second."""
+    device = segments.device
+    prompt, answer = segments[segments[:, 3] == 0], segments[segments[:, 3] > 0]  # (n, 4), (S, 4)
+    W, C = int(prompt[:, 1].max()), int(answer[:, 1].max()) if len(answer) else 0
+    w, c = torch.arange(W, device=device), torch.arange(C, device=device)
+    last = int(segments[:, :2].sum(1).max()) - 1
+    prompt_at = (prompt[:, :1] + w).clamp_max(last)  # (n, W) places in T; beyond the end of a segment whatever stands there
+    answer_at = (answer[:, :1] + c).clamp_max(last)  # (S, C)
+    key_at = torch.cat([(answer[:, 2:3] + w).clamp_max(last), answer_at], 1)  # (S, W + C)
+    before = w < answer[:, 3:4]  # (S, W) is it a token of the prompt?
+    if before.all():
+        before = before[:1]  # one mask for all
+    own = torch.ones(C, C, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([before[:, None].expand(-1, C, -1), own.expand(len(before), -1, -1)], 2)[:, None]  # (S or 1, 1, C, W + C)
+    # padding is only ever seen by padding, which is dropped here: place in T -> place among the padded results
+    back = torch.cat([prompt_at[w < prompt[:, 1:2]], answer_at[c < answer[:, 1:2]]]).argsort()  # (T,)
+    real = torch.cat([(w < prompt[:, 1:2]).flatten(), (c < answer[:, 1:2]).flatten()]).nonzero()[:, 0][back]  # (T,)
+
+    def attend(query, key, value, scaling, layer):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or Hkv, d)
+
+        def part(q_at, k_at, **how):
+            rows = (x.index_select(0, i.flatten()).unflatten(0, i.shape).transpose(1, 2) for x, i in ((q, q_at), (k, k_at), (v, k_at)))
+            out = F.scaled_dot_product_attention(*rows, scale=scaling, enable_gqa=True, **how)  # (n, H, length, d)
+            return out.transpose(1, 2).flatten(0, 1)  # (n * length, H, d)
+
+        out = part(prompt_at, prompt_at, is_causal=True)
+        if C:
+            out = torch.cat([out, part(answer_at, key_at, attn_mask=mask)])
+        return out.index_select(0, real)[None]  # (1, T, H, d)
+
+    return attend
+
+
+def segments_varlen(segments: torch.Tensor):
+    """All segments in one call: the kernel's causal mask sets the last query at the last key, as a completion stands behind its prompt."""
+    device, bounds, pieces = segments.device, [0], []
+    for start, length, prompt, width in segments.tolist():
+        pieces += [torch.arange(prompt, prompt + width), torch.arange(start, start + length)]
+        bounds.append(bounds[-1] + width + length)
+    key_at = torch.cat(pieces).to(device)  # (K,) every completion has its prompt's keys before its own
+    cu_k = torch.tensor(bounds, dtype=torch.int32, device=device)
+    cu_q = F.pad(segments[:, 1].cumsum(0), (1, 0)).int()
+    max_q, max_k = int(segments[:, 1].max()), int(segments[:, 1::2].sum(1).max())
+
+    def attend(query, key, value, scaling, layer):
+        q = query[0].transpose(0, 1)  # (T, H, d): the segments stand in T in their order
+        k, v = (x[0].transpose(0, 1).index_select(0, key_at) for x in (key, value))  # (K, Hkv, d)
+        return varlen(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal=True)[None]
+
+    return attend
+
+
+def varlen(q, k, v, cu_q, cu_k, max_q: int, max_k: int, scaling: float, causal: bool) -> torch.Tensor:
+    """FlashAttention (arXiv:2307.08691) over sequences laid end to end: q (T, H, d), k and v (K, Hkv, d), bounds cu (n + 1,) int32.
+
+    From the flash-attn package where it is installed, else PyTorch's own build of the same kernels (2.10 and later).
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    if is_flash_attn_2_available():
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scaling, causal=causal)
+    from torch.nn.attention.varlen import varlen_attn
+
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scaling, window_size=(-1, 0) if causal else (-1, -1))
+
+
+def windows_sdpa(query, key, value, scaling, bounds, longest):
+    """Attention of the vision tower within its images or windows: one call for all of a length, where transformers makes one for each."""
+    lengths = bounds.diff()
+    sizes, order, out = lengths.unique().tolist(), [], []
+    for n in sizes:
+        at = bounds[:-1][lengths == n, None] + torch.arange(n, device=bounds.device)  # (windows, n)
+        q, k, v = (x[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
+        out.append(F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))  # (windows * n, H, d)
+        order.append(at.flatten())
+    return torch.cat(out).index_select(0, torch.cat(order).argsort())[None]
+
+
+def windows_varlen(query, key, value, scaling, bounds, longest):
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, d)
+    bounds, longest = bounds.int(), int(longest)
+    return varlen(q, k, v, bounds, bounds, longest, longest, scaling, causal=False)[None]
 
 
 def token_logprobs(logits: torch.Tensor, target: torch.Tensor, temperature: float,
@@ -273,7 +377,7 @@ class Policy(nn.Module):
     The whole computation sits in one forward() so that DeepSpeed ZeRO-3 can gather parameters around it.
     """
 
-    def __init__(self, model: nn.Module, banned: list[int], temperature: float = 1.0, logit_chunk: int = 2048):
+    def __init__(self, model: nn.Module, banned: list[int], temperature: float = 1.0, logit_chunk: int = 0):
         super().__init__()
         self.model, self.temperature, self.logit_chunk = model, temperature, logit_chunk
         mask = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool)
@@ -284,12 +388,13 @@ class Policy(nn.Module):
         """Log-probs (N,) of the response tokens, with gradient, and their entropies (N,) in nats, without."""
         hidden = self.model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
-            attention_mask=group_mask(batch["group"], batch["segment"]),
+            attend=between_segments(batch["segments"], self.model),
             pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
-        ).last_hidden_state  # (B, T, D)  # fmt: skip
-        hidden = hidden.flatten(0, 1)[batch["at"]]  # (N, D): logits only where a response token is predicted
+        ).last_hidden_state  # (1, T, D)  # fmt: skip
+        hidden = hidden[0].index_select(0, batch["at"])  # (N, D): logits only where a response token is predicted
         # (chunk, V) logits at a time, recomputed in the backward pass: (N, V) in float32 would be 5 GB for 8 k tokens of Qwen
-        chunks = -(-batch.get("logit_tokens", len(hidden)) // self.logit_chunk)  # the same number on all ranks: common.same_count
+        chunk = self.logit_chunk or (512 if hidden.device.type == "cpu" else 2048)  # CPUs: as much as stays in their cache
+        chunks = -(-batch.get("logit_tokens", len(hidden)) // chunk)  # the same number on all ranks: common.same_count
         parts = [
             checkpoint(lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned), h, t, use_reentrant=False)
             for h, t in zip(hidden.tensor_split(chunks), batch["target"].tensor_split(chunks), strict=True)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+import model as models
+
 
 class Completion(NamedTuple):
     ids: list[int]  # response tokens, the end token included
@@ -133,71 +135,97 @@ def sync_weights(llm, weights, sleeping: bool = False) -> None:
 # -----------------------------------------------------------------------------
 
 
-class SeededSampler:
-    """A logits processor that draws the next token itself: argmax(logp + Gumbel noise) is a draw from softmax(logp).
+def draw(logits: torch.Tensor, u: torch.Tensor, temperature: float, banned: torch.Tensor,
+         warpers: list) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The next token (S,) of each sequence and its log-prob (S,), from logits (S, V) and one uniform number (S,) in [0, 1) each.
 
-    Every completion so has a random generator of its own, and the log-prob of its token is known at once. What generate
-    gets back leaves it no choice: the drawn token has logit 0, all others -inf.
+    Inverse transform: the first token whose cumulative probability exceeds u. Temperature 0 takes the most probable one.
     """
-
-    def __init__(self, seeds: list[int], temperature: float, top_p: float, top_k: int, banned: list[int], device):
-        from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-        self.temperature, self.banned, self.logps = temperature, torch.tensor(banned, device=device), []
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
-        self.warpers = ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
-
-    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        logits = logits.float().index_fill(1, self.banned, -1e9)  # (S, V), S sequences of the batch
-        if self.temperature == 0:
-            logp = logits.log_softmax(-1)
-            token = logp.argmax(-1, keepdim=True)  # (S, 1)
-        else:
-            logits = logits / self.temperature
-            for warp in self.warpers:
-                logits = warp(input_ids, logits)
-            logp = logits.log_softmax(-1)
-            u = torch.stack([torch.rand(logp.shape[1], generator=g, dtype=torch.float64) for g in self.generators])  # (S, V) in [0, 1)
-            token = (logp - (-u.clamp_min(1e-300).log()).log().to(logp)).argmax(-1, keepdim=True)
-        self.logps.append(logp.gather(1, token)[:, 0])  # (S,)
-        return torch.full_like(logp, -torch.inf).scatter_(1, token, 0.0)
+    logits = logits.float().index_fill(1, banned, -torch.inf)
+    if temperature > 0:
+        logits = logits / temperature
+        for warp in warpers:
+            logits = warp(None, logits)
+    logp = logits.log_softmax(-1)  # (S, V)
+    if temperature == 0:
+        token = logp.argmax(-1, keepdim=True)  # (S, 1)
+    else:
+        total = logp.exp().cumsum(-1, dtype=torch.float64)  # in float32 the rare tokens of a vocabulary of 152 k would vanish in the sum
+        token = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)
+    return token[:, 0], logp.gather(1, token)[:, 0]
 
 
 @torch.no_grad()
 def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int,
                banned: list[int], end: list[int], progress: bool = False, batch: int = 128) -> list[list[Completion]]:  # fmt: skip
-    """The same with transformers' generate, in batches of at most `batch` sequences (images are encoded once per prompt)."""
-    from tqdm import tqdm
-    from transformers import GenerationConfig, LogitsProcessorList
+    """The same with the transformers model alone, token by token, in batches of at most `batch` sequences.
 
-    device, pad, result = next(model.parameters()).device, end[-1], []
-    was_training, shipped = model.training, model.generation_config
-    model.eval()  # gradient checkpointing switches the KV cache off in training mode
-    # The checkpoint's own settings carry Qwen's top_k, top_p and repetition penalty: generate would fill our gaps with them.
-    model.generation_config = GenerationConfig()
+    A prompt is read once for its n completions; sequences that have ended leave the batch.
+    """
+    from tqdm import tqdm
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    device, was_training, result = next(model.parameters()).device, model.training, []
+    warpers = ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
+    banned, ends = torch.tensor(banned, device=device), torch.tensor(end, device=device)
+    model.eval()
     step = max(1, batch // n)
     for first in tqdm(range(0, len(prompts), step), desc="generate", disable=not progress):
         group = prompts[first : first + step]
-        width = max(len(p["input_ids"]) for p in group)
-        left = [width - len(p["input_ids"]) for p in group]  # padding, on the left: generation goes on at the right
-        ids = torch.tensor([[pad] * k + p["input_ids"] for k, p in zip(left, group, strict=True)], device=device)  # (P, width)
-        mask = torch.tensor([[0] * k + [1] * (width - k) for k in left], device=device)
-        sampler = SeededSampler([s + i for s in seeds[first : first + step] for i in range(n)], temperature, top_p, top_k, banned, device)
-        vision = {}
-        if any(p["pixel_values"] is not None for p in group):
-            vision = {k: torch.cat([p[k] for p in group if p[k] is not None]).to(device) for k in ("pixel_values", "image_grid_thw")}
-        # top_k=0: transformers' default is to sample from the 50 most probable tokens
-        config = GenerationConfig(max_new_tokens=max_tokens, do_sample=True, top_k=0, num_return_sequences=n, eos_token_id=end,
-                                  pad_token_id=pad)  # fmt: skip
-        types = (ids == model.config.image_token_id).int()
-        out = model.generate(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, generation_config=config,
-                             logits_processor=LogitsProcessorList([sampler]), **vision)  # fmt: skip
-        logps = torch.stack(sampler.logps, 1).tolist()  # (S, steps)
-        for p in range(len(group)):
-            result.append([cut(out[s, width:].tolist(), logps[s], end) for s in range(p * n, (p + 1) * n)])
+        P, S = len(group), len(group) * n
+        # every completion has a random generator of its own: the same draws in any batch
+        u = torch.stack([torch.rand(max_tokens, generator=torch.Generator().manual_seed(s + i), dtype=torch.float64)
+                         for s in seeds[first : first + step] for i in range(n)]).to(device)  # (S, max_tokens)  # fmt: skip
+
+        # prefill: the prompts end to end in one pass, its keys and values kept
+        packed = models.to_device(models.collate([(p, [], len(p["input_ids"])) for p in group], model), device)
+        begin, width = packed["segments"][:P, 0], packed["segments"][:P, 1]  # (P,) where the prompts stand, their lengths
+        W = int(width.max())
+        at = (begin[:, None] + torch.arange(W, device=device)).clamp_max(packed["input_ids"].shape[1] - 1)  # (P, W)
+        cache, attend = [], models.between_segments(packed["segments"], model)
+
+        @torch.compiler.disable
+        def prefill(query, key, value, scaling, layer):
+            pair = []
+            for x in (key, value):  # (1, Hkv, T, d) -> (S, Hkv, W + max_tokens, d), the second part still empty
+                x = x[0][:, at].transpose(0, 1).repeat_interleave(n, 0)
+                pair.append(torch.cat([x, x.new_zeros(*x.shape[:2], max_tokens, x.shape[3])], 2))
+            cache.append(pair)
+            return attend(query, key, value, scaling, layer)
+
+        @torch.compiler.disable  # every step has another length: under compile_layers the rest of a layer is compiled, this is not
+        def decode(query, key, value, scaling, layer):
+            keys, values = cache[layer]
+            keys[:, :, W + t], values[:, :, W + t] = key[:, :, 0], value[:, :, 0]
+            # the query heads that share a key head, as if they were so many queries: query (S, H, 1, d) -> (S, Hkv, H / Hkv, d)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query.view(len(query), key.shape[1], -1, query.shape[3]), keys[:, :, : W + t + 1], values[:, :, : W + t + 1],
+                attn_mask=None if all_same else visible[:, :, :, : W + t + 1], scale=scaling)  # fmt: skip
+            return out.view(len(query), 1, -1, query.shape[3])  # (S, 1, H, d)
+
+        hidden = model.model(input_ids=packed["input_ids"], position_ids=packed["position_ids"], pixel_values=packed["pixel_values"],
+                             image_grid_thw=packed["image_grid_thw"], use_cache=False, attend=prefill).last_hidden_state  # fmt: skip
+        hidden = hidden[0, begin + width - 1].repeat_interleave(n, 0)  # (S, D)
+        position = torch.stack([models.prompt_positions(p, model).max() + 1 for p in group]).to(device).repeat_interleave(n)  # (S,)
+        visible = (torch.arange(W + max_tokens, device=device) >= W) | (torch.arange(W + max_tokens, device=device) < width[:, None])
+        visible, all_same = visible.repeat_interleave(n, 0)[:, None, None], bool((width == W).all())  # (S, 1, 1, W + max_tokens)
+
+        ids, logps = torch.full((S, max_tokens), end[-1], device=device), torch.zeros(S, max_tokens, device=device)
+        alive, left = torch.arange(S, device=device), torch.ones(S, dtype=torch.bool, device=device)  # in the batch; of these, not ended
+        for t in range(max_tokens):
+            token, logp = draw(model.lm_head(hidden), u[alive, t], temperature, banned, warpers)
+            ids[alive, t], logps[alive, t] = token, logp
+            left &= ~torch.isin(token, ends)
+            if t + 1 == max_tokens or not left.any():
+                break
+            if left.sum() <= 0.75 * len(alive):  # copying the cache costs something, too
+                cache = [[x[left] for x in pair] for pair in cache]
+                alive, token, position, visible, left = (x[left] for x in (alive, token, position, visible, left))
+            hidden = model.model(input_ids=token[:, None], position_ids=(position + t).expand(3, -1)[..., None], use_cache=False,
+                                 attend=decode).last_hidden_state[:, 0]  # (S, D)  # fmt: skip
+        ids, logps = ids.tolist(), logps.tolist()
+        result += [[cut(ids[s], logps[s], end) for s in range(p * n, p * n + n)] for p in range(P)]
     model.train(was_training)
-    model.generation_config = shipped
-    model.model.rope_deltas = None  # of the last batch; a later forward pass must not find them
     return result
 
 

@@ -65,7 +65,7 @@ PY
       echo 'import torchvision_cpu_shim' > "$site/torchvision_cpu_shim.pth"
     fi
   elif [ -n "${FLASH_ATTN:-}" ]; then
-    pip install -q --no-build-isolation "$FLASH_ATTN" # e.g. FLASH_ATTN=flash-attn==2.8.3; used for the vision tower when it is there
+    pip install -q --no-build-isolation "$FLASH_ATTN" # e.g. FLASH_ATTN=flash-attn==2.8.3; else PyTorch's own build of these kernels
   fi
   # Importing is the test: a broken wheel shows here and not in the middle of a run.
   "$VENV/bin/python" -c 'import torch, torchvision, transformers, vllm, deepspeed' >/dev/null

@@ -4,7 +4,7 @@ Where this code departs from the paper, and why:
  1. No value model and no reward model: the reward is a rule that reads the answer tag (rewards.py). As in DeepSeek-R1.
  2. One update per rollout by default, so ratio = 1 and the clip never binds: the gradient is REINFORCE with a group baseline.
     Set updates_per_rollout > 1 and the clip (with separate bounds, DAPO) starts to matter.
- 3. All G completions of a prompt are one packed row (model.py): the image is encoded once per group, not G times.
+ 3. All G completions of a prompt share one reading of it (model.py): the image is encoded once per group, not G times.
  4. Completions come from vLLM, whose log-probs differ a little from the trainer's: a truncated importance weight corrects
     for it, and its size is logged. With identical kernels it is 1.
  5. A group whose rewards are all equal has advantage 0; `drop_flat_groups` leaves it out of the update (and its KL with it).
@@ -56,11 +56,12 @@ resume = True             # go on from out_dir/resume if it is there; False star
 # policy
 model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id; also the reference policy
 dtype = "bfloat16"        # 'float32' on CPUs
-attn = "auto"             # vision tower: 'auto' = flash_attention_2 where installed, else sdpa
+attn = "auto"             # 'varlen' = FlashAttention, for GPUs and 16 bits; 'sdpa' = any machine; 'auto' = the best
 freeze_vision = False     # train the language model only: less memory; costs accuracy where vision is the weak part
 lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
+compile_layers = False    # torch.compile the language model's layers: a minute at the start, then somewhat faster; not under ZeRO-3
 # data
 data_source = "leonardPKU/clevr_cogen_a_train"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"
@@ -107,8 +108,7 @@ warmup_steps = 0
 weight_decay = 0.0
 adam_betas = (0.9, 0.999)
 grad_clip = 1.0
-row_tokens = 8192         # packed rows are filled up to this length (attention is quadratic in it)
-micro_tokens = 8192       # tokens of one forward pass; lower both if memory runs out
+micro_tokens = 0          # tokens of one forward pass; 0 = as many as the GPU's free memory holds, 8,192 on a CPU
 zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
@@ -206,6 +206,8 @@ if __name__ == "__main__":
         raise SystemExit(f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2")
     if temperature == 0:
         raise SystemExit("temperature: 0 is greedy, all completions of a group would be the same; use a value above 0")
+    if compile_layers and zero_stage == 3:
+        raise SystemExit("compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out")
     if rollout == "hf" and zero_stage == 3:
         raise SystemExit("rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2")
     P, G = prompts_per_step // world, group_size
@@ -242,9 +244,12 @@ if __name__ == "__main__":
         net.model.visual.requires_grad_(False)
     if lora_rank:
         models.add_lora(net, lora_rank, lora_alpha)
+    if compile_layers:
+        models.compile_layers(net)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
     policy = models.Policy(net, banned, temperature).train()
+    budget = common.TokenBudget(micro_tokens, device)
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     reference = None
@@ -355,7 +360,7 @@ if __name__ == "__main__":
             weights = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used  # (S,)
             token_weight = weights.to(device)[sequence]  # (L,)
             members = [[(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]] for p in range(P)]
-            batches = models.pack(prompts, members, net, row_tokens, micro_tokens)
+            batches = models.pack(prompts, members, net, budget.tokens())
             batches, real = common.same_count(batches)
             batches = [models.to_device(b, device) for b in batches]
 
@@ -399,6 +404,7 @@ if __name__ == "__main__":
                         off = (old - rollout_logp[i]).abs()
                         values = (loss, clipped.sum(), entropy.sum(), kl.sum(), off.sum(), mismatch.sum(), torch.tensor(len(i)))
                         sums += real[m] * torch.stack([v.double().to(device) for v in values])
+                budget.learn(batches)
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
                 norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
             lap("update")

@@ -38,11 +38,12 @@ resume = True             # go on from out_dir/resume if it is there; False star
 # policy
 model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id
 dtype = "bfloat16"        # 'float32' on CPUs
-attn = "auto"             # vision tower: 'auto' = flash_attention_2 where installed, else sdpa
+attn = "auto"             # 'varlen' = FlashAttention, for GPUs and 16 bits; 'sdpa' = any machine; 'auto' = the best
 freeze_vision = False     # train the language model only
 lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
+compile_layers = False    # torch.compile the language model's layers: a minute at the start, then somewhat faster; not under ZeRO-3
 # data
 data_source = "MMInstruction/Clevr_CoGenT_TrainA_R1"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"
@@ -68,8 +69,7 @@ warmup_steps = 30
 weight_decay = 0.0
 adam_betas = (0.9, 0.999)
 grad_clip = 1.0
-row_tokens = 4096         # rows are packed up to this length
-micro_tokens = 8192       # tokens of one forward pass; lower it if memory runs out
+micro_tokens = 0          # tokens of one forward pass; 0 = as many as the GPU's free memory holds, 8,192 on a CPU
 zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
@@ -95,6 +95,8 @@ if __name__ == "__main__":
     if eval_source and eval_interval and zero_stage == 3:
         raise SystemExit("eval_interval: generate needs whole weights in every process, zero_stage=3 shards them; use --zero_stage=2, "
                          "or evaluate the checkpoints with eval.py")  # fmt: skip
+    if compile_layers and zero_stage == 3:
+        raise SystemExit("compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out")
     rows_per_rank = batch_size // world
     common.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
@@ -135,10 +137,13 @@ if __name__ == "__main__":
         net.model.visual.requires_grad_(False)
     if lora_rank:
         models.add_lora(net, lora_rank, lora_alpha)
+    if compile_layers:
+        models.compile_layers(net)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
     # no banned ids here: the targets are given, and a target that holds one should show as a high loss
     policy = models.Policy(net, banned=[]).train()
+    budget = common.TokenBudget(micro_tokens, device)
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     banned = models.banned_ids(net.config, processor)
@@ -174,7 +179,7 @@ if __name__ == "__main__":
         for prompt in prompts:
             completions.append([(n_tokens, prompt["target"])])
             n_tokens += len(prompt["target"])
-        batches = models.pack(prompts, completions, net, row_tokens, micro_tokens)
+        batches = models.pack(prompts, completions, net, budget.tokens())
 
         # 3) loss = - sum over all response tokens of log p(token), divided by their number over ALL ranks and micro-batches
         total_tokens, prompt_tokens = common.all_sum([n_tokens, sum(len(p["input_ids"]) for p in prompts)], device)
@@ -191,6 +196,7 @@ if __name__ == "__main__":
             engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
             engine.backward(loss)
             loss_sum += loss.item() / world
+        budget.learn(batches)
         lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
         norm = common.optimizer_step(engine, lr, dtype)
         step += 1

@@ -13,7 +13,6 @@ group_size = 7
 max_prompt_length = 1024
 max_completion_length = 2048
 max_pixels = 501760       # 640 visual tokens
-row_tokens = 16384
 micro_tokens = 16384
 temperature = 0.9
 beta = 0.04

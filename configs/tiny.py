@@ -21,7 +21,6 @@ steps = 160
 learning_rate = 4e-4
 lr_schedule = "linear"
 warmup_steps = 5
-row_tokens = 384          # one group per row: on a CPU attention over long packed rows costs more than padding
 micro_tokens = 4096
 zero_stage = 2
 eval_interval = 20

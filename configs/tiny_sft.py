@@ -16,7 +16,6 @@ weight_decay = 0.01
 adam_betas = (0.9, 0.95)
 min_pixels = 12544
 max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
-row_tokens = 128          # one short row per sample: on a CPU attention over long packed rows costs more than padding
 micro_tokens = 8192
 zero_stage = 2
 log_interval = 10

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = "scenes:clevr?rows=200&layout=grid&objects=1-2"
-TINY = ["--dtype=float32", "--grad_checkpointing=False", "--zero_stage=0", "--row_tokens=384", "--micro_tokens=4096",
+TINY = ["--dtype=float32", "--grad_checkpointing=False", "--zero_stage=0", "--micro_tokens=4096",
         "--max_prompt_length=128", "--learning_rate=1e-3", "--lr_schedule=constant"]  # fmt: skip
 SFT = ["train_sft.py", *TINY, "--warmup_steps=0", "--batch_size=4", "--max_completion_length=64", f"--data_source={SCENES}"]
 GRPO = ["train_grpo.py", *TINY, "--prompts_per_step=4", "--group_size=4", "--max_completion_length=24", "--temperature=1.0",

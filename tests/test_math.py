@@ -1,4 +1,4 @@
-"""The math of GRPO: advantages, loss weights, clipped loss, KL estimate, importance weight, schedule, token log-probs.
+"""The math of GRPO: advantages, loss weights, clipped loss, KL estimate, importance weight, schedule, token log-probs, token budget.
 
 Every function is held against something outside it: numbers worked out by hand, a slow loop written from the paper's
 formula in float64, finite differences, an exact expectation over a small vocabulary, or PyTorch's own cross entropy.
@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import common
 from common import learning_rate
 from model import token_logprobs
 from train_grpo import clipped_policy_loss, group_advantages, importance_weight, k3, token_weights
@@ -349,3 +350,36 @@ def test_bfloat16_logits_are_scored_in_float32():
     logp, entropy = token_logprobs(logits, target, 1.0, NONE)
     assert logp.dtype == entropy.dtype == torch.float32
     close(logp, -F.cross_entropy(logits.float(), target, reduction="none"), 1e-6)
+
+
+# -----------------------------------------------------------------------------
+# tokens of a forward pass
+# -----------------------------------------------------------------------------
+
+
+def test_tokens_that_fit_by_hand():
+    """10 GB free at 1 MB a token: three quarters are used; unknown: 4,096; never less than 1,024 or more than 65,536."""
+    assert common.tokens_that_fit(10e9, 1e6) == 7500
+    assert common.tokens_that_fit(10e9, 0.0) == 4096
+    assert common.tokens_that_fit(1e8, 1e6) == 1024
+    assert common.tokens_that_fit(1e12, 1e6) == 65536
+
+
+def test_token_budget_on_a_cpu_is_the_knob():
+    for knob, tokens in ((0, 8192), (300, 300)):
+        budget = common.TokenBudget(knob, torch.device("cpu"))
+        budget.learn([{"input_ids": torch.zeros(1, 10)}])
+        assert budget.tokens() == tokens
+
+
+def test_out_of_memory_names_the_knobs(capsys):
+    """The first sentence of CUDA's message, then what to do; other errors keep their traceback."""
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), ValueError("else")):
+        try:
+            raise error
+        except Exception as e:
+            common.explain_out_of_memory(type(e), e, e.__traceback__)
+    text = capsys.readouterr().err
+    assert text.startswith("memory: CUDA out of memory. Remedies") and "Tried" not in text
+    assert all(word in text for word in ("micro_tokens", "grad_checkpointing", "max_prompt_length", "lora_rank"))
+    assert text.endswith("ValueError: else\n")

@@ -362,7 +362,7 @@ def test_grpo_on_a_mixture_of_all_published_sets(start, tmp):
     source = ",".join(f"{write(name, tmp / 'sets')}:1" for name in SETS)
     out_dir, weights = tmp / "mixture", "{'accuracy': 1.0, 'format': 0.5, 'length': 0.1, 'repetition': 0.1}"
     run([*GRPO, f"--model={start}", f"--out_dir={out_dir}", f"--data_source={source}", f"--reward_weights={weights}", "--steps=4",
-         "--prompts_per_step=6", "--rollout=hf", "--max_prompt_length=1024", "--row_tokens=1024", "--reward_workers=2", "--thumbnails=6"],
+         "--prompts_per_step=6", "--rollout=hf", "--max_prompt_length=1024", "--reward_workers=2", "--thumbnails=6"],
         tmp / "mixture.log", env={"DEBUG_MODE": "true", "LOG_PATH": f"{tmp}/completions.txt"})  # fmt: skip
     entries = records(out_dir, "rollouts.jsonl")
     for step in range(1, 5):  # a block of the schedule is as long as a step here, so every step has a row of every set

@@ -82,7 +82,7 @@ def trainer_logps(net, prompts, groups, banned, temperature):
             starts[-1].append((n, c.ids))
             n += len(c.ids)
     logps, policy = torch.zeros(n), models.Policy(net, banned, temperature)
-    for batch in models.pack(prompts, starts, net, row_tokens=1024, micro_tokens=2048):
+    for batch in models.pack(prompts, starts, net, micro_tokens=2048):
         logps = logps.index_put((batch["token"],), policy(batch)[0])
     return logps
 
