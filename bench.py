@@ -174,7 +174,8 @@ def run_ours(work: Path) -> None:
         "model": work / "model", "data_source": work / "rows.jsonl", "out_dir": work / "ours", "dtype": dtype, "rollout": rollout,
         "prompts_per_step": prompts, "group_size": group, "max_completion_length": tokens, "max_prompt_length": 2048, "steps": steps,
         "max_pixels": max_pixels(), "temperature": 1.0, "beta": beta, "learning_rate": 1e-6, "lr_schedule": "constant",
-        "reward_weights": {"accuracy": 1.0, "format": 1.0, "bench:letters": 1.0}, "reward_workers": 0, "eval_interval": 0, "zero_stage": 0,
+        "reward_weights": {"accuracy": 1.0, "format": 1.0, "bench:letters": 1.0}, "reward_workers": 0, "eval_interval": 0,
+        "zero_stage": 0 if device == "cpu" else 2,
         "grad_checkpointing": False, "show_interval": 0, "resume": False, "thumbnails": 0,
     }  # fmt: skip
     sys.argv = ["train_grpo.py", *(f"--{k}={v}" for k, v in knobs.items()), *flags.split()]
