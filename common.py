@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -214,6 +215,15 @@ def optimizer_step(engine, lr: float, dtype: str) -> float:
     if not math.isfinite(norm) and dtype != "float16":
         raise SystemExit(f"gradient: its norm is {norm}; this step was not saved. Lower learning_rate and run again")
     return norm
+
+
+def peak_memory(device) -> float:
+    """GiB: on a GPU the most that torch held since the last call (vLLM's weights and cache are outside torch), else the process's peak."""
+    if device.type != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 class TokenBudget:

@@ -42,7 +42,7 @@ from configurator import configure
 model = ""                # checkpoint folder or hub id; several with commas: a table of what each gained and lost against the first
 dtype = "bfloat16"        # 'float32' on CPUs
 attn = "auto"             # only for --backend=hf
-backend = "vllm"          # 'vllm' or 'hf' (transformers' generate)
+backend = "vllm"          # 'vllm' or 'hf' (the transformers model alone)
 # data
 bench = ""                # names from benchmarks.py, 'superclevr200,mmmu'; 'name@folder' for a local copy
 data_source = ""          # or one source, see data.py; its results are called 'eval'

@@ -22,7 +22,7 @@ One step (the numbers stand in the loop below):
 Symbols: P prompts of a process, G completions per prompt, S = P * G sequences (completion s belongs to prompt s // G), L response
 tokens of all S sequences laid end to end, N response tokens of one micro-batch. The end token is a response token.
 
-    python train_grpo.py configs/tiny.py                           # 2 CPU cores, about 3 minutes, after the cold start (README)
+    torchrun --nproc_per_node=2 train_grpo.py configs/tiny.py      # 2 CPU cores, about a minute, after the cold start (README)
     torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py     # R1-V's run: Qwen2-VL-2B counts CLEVR objects, 8 GPUs
     torchrun --nproc_per_node=1 train_grpo.py configs/clevr_1gpu.py configs/ablate_no_kl.py --seed=2
 
@@ -32,7 +32,6 @@ checkpoints), resume/ (everything needed to go on: the same command continues a 
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -77,7 +76,7 @@ eval_source = ""          # held-out rows, same forms as data_source; '' = no ev
 eval_split = "test"
 eval_rows = 200           # the first so many of them
 # rollout
-rollout = "vllm"          # 'vllm' or 'hf' (transformers' generate, for machines without vLLM)
+rollout = "vllm"          # 'vllm' or 'hf' (the transformers model itself: for small models on CPUs, and without vLLM)
 prompts_per_step = 16     # over all processes; each gives one group
 group_size = 8            # G, completions per prompt; the advantage is relative within this group
 max_completion_length = 256  # tokens; longer completions are cut off
@@ -306,12 +305,13 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     started, first_step = time.time(), step
     while step < steps:
-        t, seconds = time.time(), {}
+        t, seconds, memory = time.time(), {}, {}
 
         def lap(name):
-            """Seconds since the last lap, under `name`."""
+            """Seconds since the last lap, and the peak of memory in it, under `name`."""
             global t
             seconds[name], t = time.time() - t, time.time()
+            memory[name] = common.peak_memory(device)
 
         # 1) prompts
         prompts = stream.take(P)  # P encoded prompts
@@ -428,8 +428,8 @@ if __name__ == "__main__":
             loss, *means, n = common.all_sum(sums.tolist(), device)
             record |= {"loss": loss / updates_per_rollout, "lr": update_lr, "grad_norm": norm}
             record |= dict(zip(("clip_fraction", "entropy", "kl", "mismatch", "importance"), [v / n for v in means], strict=True))
-        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        record |= {"completions_per_s": S_all / total_seconds, "tokens_per_s": L_all / total_seconds, "memory_gib": memory / 2**30}
+        record |= {f"memory_{k}": v for k, v in memory.items()}  # GiB; on a CPU the peak of the process so far
+        record |= {"completions_per_s": S_all / total_seconds, "tokens_per_s": L_all / total_seconds, "memory_gib": max(memory.values())}
         record["epoch"] = stream.epoch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
         show = {k: record.get(k, 0.0) for k in ("kl", "clip_fraction", "entropy", "mismatch", "grad_norm")}

@@ -13,7 +13,7 @@ One step:
 
 Shapes: N response tokens of a micro-batch. Everything else as in model.py.
 
-    torchrun train_sft.py configs/tiny_sft.py                       # 2 CPU cores, about 3 minutes (python model.py out/tiny first)
+    torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py    # 2 CPU cores, about 90 seconds (python model.py out/tiny first)
     torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py   # R1-V's CoT-SFT of Qwen2-VL-2B, 8 GPUs
 
 Writes to out_dir: config.json, metrics.jsonl, step-000100/ (Hugging Face checkpoints), resume/.
