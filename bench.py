@@ -193,7 +193,8 @@ def run_trl(work: Path) -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import torch
 
-    torch.set_num_threads(threads)
+    if device == "cpu":
+        torch.set_num_threads(threads)
     from datasets import Dataset
     from PIL import Image
     from transformers import AutoModelForImageTextToText, TrainerCallback

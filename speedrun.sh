@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a policy that GRPO made better, on a laptop: about 6 minutes on 2 CPU cores.
+# From nothing to a policy that GRPO made better, on a laptop: about 7 minutes on 2 CPU cores.
 #   bash speedrun.sh            every stage whose result exists is skipped
 #   FRESH=1 bash speedrun.sh    all stages again (setup excepted)
 # Each stage is a command you could type yourself; it is printed before it runs.

@@ -1,6 +1,6 @@
 # From scenes to a trained model on a laptop; the teacher is a script, so this shows the pipeline and not a result.
-# Hardware: 2 CPU cores, about 3 minutes with the training. Expected: 56 % of the traces are kept, since the teacher overlooks things;
-# the model that learns from them is right about most of valA (84.5 % in our one run).
+# Hardware: 2 CPU cores, about a minute with the training. Expected: 56 % of the traces are kept, since the teacher overlooks things;
+# the model that learns from them is right about most of valA (78 % and 84 % in two runs).
 #   python model.py out/tiny
 #   python distill.py configs/distill_tiny.py --stage=describe,query
 #   python distill.py configs/distill_tiny.py --stage=filter,build
