@@ -500,7 +500,8 @@ def test_the_walk_through_of_the_readme_runs(tmp_path):
         (shutil.copytree if item.is_dir() else shutil.copy)(item, tmp_path / item.name)
     section = (ROOT / "README.md").read_text().partition("## Distillation\n")[2].partition("\n## ")[0].replace("\\\n      ", "")
     commands = re.findall(r"^    ((?:python|torchrun) .*)$", section, re.MULTILINE)[:4]
-    assert [next(word for word in c.split() if word.endswith(".py")) for c in commands] == ["model.py", "distill.py", "distill.py", "train_sft.py"]
+    scripts = [next(word for word in c.split() if word.endswith(".py")) for c in commands]
+    assert scripts == ["model.py", "distill.py", "distill.py", "train_sft.py"]
     less = ["--train=scenes:clevr?rows=60&seed=11&layout=grid&objects=1-8", "--val_limit=4"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line, more in zip(commands, ([], less, [], ["--steps=2", "--eval_interval=2", "--batch_size=4"]), strict=True):
