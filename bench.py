@@ -1,7 +1,7 @@
 """Speed and memory of a GRPO step beside TRL's GRPOTrainer: the same model, rows and number of tokens, in turns, on this machine.
 
     python bench.py                                     # 2 M parameters, 4 prompts x 8 completions x 64 tokens, one CPU thread
-    python bench.py --hidden=256 --layers=8             # 13 M
+    python bench.py --hidden=256 --layers=9             # 12.5 M
     python bench.py --image=448                         # 256 visual tokens a prompt
     python bench.py --sweep=group --values=4,8,16       # how the cost of a step grows; also prompts, tokens, image, hidden
     python bench.py --peer=none                         # ours alone

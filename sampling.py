@@ -151,7 +151,8 @@ def draw(logits: torch.Tensor, u: torch.Tensor, temperature: float, banned: torc
         token = logp.argmax(-1, keepdim=True)  # (S, 1)
     else:
         total = logp.exp().cumsum(-1, dtype=torch.float64)  # in float32 the rare tokens of a vocabulary of 152 k would vanish in the sum
-        token = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)
+        # (with weights that are NaN the place would be one too far; the loss will say so in a better sentence)
+        token = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True).clamp_max(logp.shape[1] - 1)
     return token[:, 0], logp.gather(1, token)[:, 0]
 
 
