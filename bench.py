@@ -8,9 +8,9 @@
     bash bench_gpu.sh                                   # models of Qwen's real shapes on a GPU
 
 Our side is train_grpo.py itself, the whole script; the peer is TRL's trainer (pip install -r bench/requirements-trl.txt; without it only
-ours is measured). Both sample with the transformers model or both with vLLM, exactly `tokens` tokens for every completion, since end
-tokens are banned. CPU seconds are those of all threads of the process: unlike wall seconds they hardly change while other programs
-run. The last line of stdout is one JSON object.
+ours is measured). Both sample with the transformers model, or on a GPU both with vLLM (on a CPU TRL cannot); exactly `tokens` tokens
+for every completion, since end tokens are banned. CPU seconds are those of all threads of the process: unlike wall seconds they hardly
+change while other programs run. The last line of stdout is one JSON object.
 """
 
 import json
@@ -179,13 +179,14 @@ def run_ours(work: Path) -> None:
         "grad_checkpointing": False, "show_interval": 0, "resume": False, "thumbnails": 0,
     }  # fmt: skip
     sys.argv = ["train_grpo.py", *(f"--{k}={v}" for k, v in knobs.items()), *flags.split()]
-    runpy.run_path("train_grpo.py", run_name="__main__")
+    runpy.run_path(str(Path(__file__).with_name("train_grpo.py")), run_name="__main__")
     used = marks[warmup - 1 :]
     n = len(used) - 1
     assert all(r["length"] == tokens for _, _, r in used), "a completion ended early: the work is not what it should be"
     report = {"step_s": (used[-1][0] - used[0][0]) / n, "step_cpu_s": (used[-1][1] - used[0][1]) / n}
     report |= {f"{p}_s": sum(r[f"seconds_{p}"] for _, _, r in used[1:]) / n for p in PHASES}
-    finish(report)
+    # train_grpo.py resets torch's peak in every phase, and logs it
+    finish(report, max(r["memory_gib"] for _, _, r in used) * 1024)
 
 
 def run_trl(work: Path) -> None:
@@ -214,7 +215,7 @@ def run_trl(work: Path) -> None:
     records = [{"prompt": [{"role": "user", "content": text}], "image": Image.open(work / r["image"]), "solution": r["solution"]}
                for r in rows]  # fmt: skip
     batch, banned = peer_batch or prompts * group, models.banned_ids(net.config, processor)
-    # on a CPU TRL cannot hand new weights to vLLM, so there it samples with transformers in any case
+    # on a CPU TRL fails to hand new weights to vLLM, so there it samples with transformers in any case
     sampler = {"generation_kwargs": {"suppress_tokens": banned}}
     if rollout == "vllm" and device == "cuda":
         sampler = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4, "vllm_enable_sleep_mode": True,
@@ -280,16 +281,17 @@ def run_trl(work: Path) -> None:
     parts = {k: (used[-1][2][k] - used[0][2][k]) / n for k in spent}
     report |= {"rollout_s": parts["generate"], "reference_s": parts["logps"], "sync_s": 0.0,
                "reward_s": parts["score"] - parts["generate"] - parts["logps"], "update_s": report["step_s"] - parts["score"]}  # fmt: skip
-    finish(report)
+    finish(report, torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0)
 
 
-def finish(report: dict) -> None:
+def finish(report: dict, torch_peak_mib: float) -> None:
+    """Print what a side measured as the last line, and leave."""
     import torch
 
     report["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device == "cuda":  # of the whole device, vLLM's share included, at the end of a step; and the most that torch held in one
         free, total = torch.cuda.mem_get_info()
-        report |= {"gpu_mib": (total - free) / 2**20, "torch_peak_mib": torch.cuda.max_memory_allocated() / 2**20}
+        report |= {"gpu_mib": (total - free) / 2**20, "torch_peak_mib": torch_peak_mib}
     print("\n" + json.dumps({k: round(v, 5) for k, v in report.items()}), flush=True)
     os._exit(0)  # engines and trainers take seconds to come down, and have nothing more to say
 
@@ -299,7 +301,7 @@ def measure(which: str, work: Path) -> dict:
     command = [sys.executable, __file__, f"--side={which}", *(f"--{k}={config[k]}" for k in WORK), f"--out_dir={out_dir}"]
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     env = os.environ | (on_cpu if device == "cpu" else {})
-    bind = ["taskset", "-c", "0"] if device == "cpu" and threads == 1 and sys.platform == "linux" else []
+    bind = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if sys.platform == "linux" and device == "cpu" and threads == 1 else []
     with open(work / f"{which}.log", "w") as log:
         done = subprocess.run(bind + command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
     if done.returncode:

@@ -265,10 +265,10 @@ def explain_out_of_memory(kind, error, trace) -> None:
           "vllm_sleep=True; beta=0.0 (no reference model); freeze_vision=True; zero_stage=2 or 3 on several GPUs; offload_optimizer=True; "
           "lora_rank=16. If one long row alone does not fit, lower max_prompt_length, max_pixels or max_completion_length. "
           "Where it happened:", file=sys.stderr)  # fmt: skip
-    while trace.tb_next:
-        trace = trace.tb_next
+    while trace:
         if Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent:
             print(f"    {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}", file=sys.stderr)
+        trace = trace.tb_next
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str, floor: float = 0.0) -> float:

@@ -339,7 +339,10 @@ def varlen(q, k, v, cu_q, cu_k, max_q: int, max_k: int, scaling: float, causal: 
 
 
 def windows_sdpa(query, key, value, scaling, bounds, longest):
-    """Attention of the vision tower within its images or windows: one call for all of a length, where transformers makes one for each."""
+    """Attention of the vision tower within its images or windows: one call for all of a length, where transformers makes one for each.
+
+    query, key, value (1, H, T, d); bounds (windows + 1,) where each window starts and the last one ends. Returns (1, T, H, d).
+    """
     lengths = bounds.diff()
     sizes, order, out = lengths.unique().tolist(), [], []
     for n in sizes:
@@ -351,6 +354,7 @@ def windows_sdpa(query, key, value, scaling, bounds, longest):
 
 
 def windows_varlen(query, key, value, scaling, bounds, longest):
+    """The same in one call for all windows."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, d)
     bounds, longest = bounds.int(), int(longest)
     return varlen(q, k, v, bounds, bounds, longest, longest, scaling, causal=False)[None]

@@ -1,4 +1,4 @@
-"""Sampling completions: vLLM inside the trainer's process, or transformers' generate where vLLM is not installed.
+"""Sampling completions: vLLM inside the trainer's process, or the transformers model itself, token by token.
 
 Both draw from the same distribution, softmax(logits / temperature) without the banned ids, keep the log-prob of every
 sampled token, know both of Qwen's end tokens, and take their seeds from (run, step, prompt, sample): a resumed run
@@ -178,7 +178,7 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
         u = torch.stack([torch.rand(max_tokens, generator=torch.Generator().manual_seed(s + i), dtype=torch.float64)
                          for s in seeds[first : first + step] for i in range(n)]).to(device)  # (S, max_tokens)  # fmt: skip
 
-        # prefill: the prompts end to end in one pass, its keys and values kept
+        # prefill: the prompts end to end in one pass, their keys and values kept
         packed = models.to_device(models.collate([(p, [], len(p["input_ids"])) for p in group], model), device)
         begin, width = packed["segments"][:P, 0], packed["segments"][:P, 1]  # (P,) where the prompts stand, their lengths
         W = int(width.max())

@@ -60,7 +60,7 @@ freeze_vision = False     # train the language model only: less memory; costs ac
 lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
-compile_layers = False    # torch.compile the language model's layers: a minute at the start, then somewhat faster; not under ZeRO-3
+compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs (docs/speed.md); not under ZeRO-3
 # data
 data_source = "leonardPKU/clevr_cogen_a_train"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"

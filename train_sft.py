@@ -13,7 +13,7 @@ One step:
 
 Shapes: N response tokens of a micro-batch. Everything else as in model.py.
 
-    torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py    # 2 CPU cores, about 90 seconds (python model.py out/tiny first)
+    torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py    # 2 CPU cores, about 2 minutes (python model.py out/tiny first)
     torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py   # R1-V's CoT-SFT of Qwen2-VL-2B, 8 GPUs
 
 Writes to out_dir: config.json, metrics.jsonl, step-000100/ (Hugging Face checkpoints), resume/.
@@ -43,7 +43,7 @@ freeze_vision = False     # train the language model only
 lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
-compile_layers = False    # torch.compile the language model's layers: a minute at the start, then somewhat faster; not under ZeRO-3
+compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs (docs/speed.md); not under ZeRO-3
 # data
 data_source = "MMInstruction/Clevr_CoGenT_TrainA_R1"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"
@@ -74,7 +74,7 @@ zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradi
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
 log_interval = 1
-eval_interval = 0         # steps between evaluations (greedy answers by transformers' generate); 0 = never
+eval_interval = 0         # steps between evaluations (greedy answers by the model itself); 0 = never
 save_interval = 0         # steps between checkpoints; 0 = only at the end
 keep = 3                  # newest checkpoints to keep; 0 = all
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
@@ -93,7 +93,7 @@ if __name__ == "__main__":
     if batch_size % world:
         raise SystemExit(f"batch_size: {batch_size} rows do not divide among {world} processes; use a multiple of {world}")
     if eval_source and eval_interval and zero_stage == 3:
-        raise SystemExit("eval_interval: generate needs whole weights in every process, zero_stage=3 shards them; use --zero_stage=2, "
+        raise SystemExit("eval_interval: sampling needs whole weights in every process, zero_stage=3 shards them; use --zero_stage=2, "
                          "or evaluate the checkpoints with eval.py")  # fmt: skip
     if compile_layers and zero_stage == 3:
         raise SystemExit("compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out")

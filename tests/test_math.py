@@ -372,14 +372,23 @@ def test_token_budget_on_a_cpu_is_the_knob():
         assert budget.tokens() == tokens
 
 
-def test_out_of_memory_names_the_knobs(capsys):
-    """The first sentence of CUDA's message, then what to do; other errors keep their traceback."""
+def test_out_of_memory_names_the_knobs_and_the_line(capsys):
+    """The first sentence of CUDA's message, what to do, our line where it happened; other errors keep their traceback."""
+
+    class Raises:
+        def __init__(self, error):
+            self.error = error
+
+        def __rmul__(self, other):  # called from common.py
+            raise self.error
+
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), ValueError("else")):
         try:
-            raise error
+            common.tokens_that_fit(Raises(error), 1.0)
         except Exception as e:
             common.explain_out_of_memory(type(e), e, e.__traceback__)
     text = capsys.readouterr().err
     assert text.startswith("memory: CUDA out of memory. Remedies") and "Tried" not in text
     assert all(word in text for word in ("micro_tokens", "grad_checkpointing", "max_prompt_length", "lora_rank"))
+    assert "\n    common.py, line " in text.partition("Traceback")[0]
     assert text.endswith("ValueError: else\n")

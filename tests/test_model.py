@@ -125,7 +125,7 @@ def assert_same(result, expected, tol=1e-5):
 
 
 # -----------------------------------------------------------------------------
-# packed rows
+# packed groups
 # -----------------------------------------------------------------------------
 
 LAYOUTS = {  # micro_tokens -> groups (or parts of one) in every micro-batch; the groups are 94, 61, 60 and 55 tokens long
