@@ -24,7 +24,7 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
-    # DeepSpeed compiles a small extension once, with the ninja of this environment: keep it here, and find ninja without `activate`
+    # what DeepSpeed compiles (its CPU Adam, for offload_optimizer) needs the ninja of this environment, found without `activate`
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
     if os.path.join(sys.prefix, "bin") not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ["PATH"]
@@ -184,6 +184,9 @@ def start_deepspeed(policy, config: dict, lr: float, weight_decay: float, betas:
     """DeepSpeed engine around a policy, with torch's AdamW. Biases, norms and embeddings are decayed like the rest."""
     import deepspeed
 
+    # On a CPU DeepSpeed would first compile an extension for its collectives. A run that is killed meanwhile leaves a lock
+    # behind, on which every later run waits for ever without a word. gloo's own collectives do.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
     return deepspeed.initialize(model=policy, optimizer=optimizer, config=config, dist_init_required=False)[0]

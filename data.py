@@ -41,6 +41,7 @@ from tqdm import tqdm
 import scenes
 from adapters import ADAPTERS, HUBS, Adapter, bare, read_adapter, read_box, read_copy, read_hub, split_names
 from grading import scale_box
+from rewards import own_parts
 
 # One instruction per template. "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
 TEMPLATES = {
@@ -192,6 +193,10 @@ class Rows:
         solution = bare("" if get["solution"] is None else get["solution"])  # published sets store "<answer> 3 </answer>"
         if not solution:
             raise BadRow(f"row {row_id} has no answer")
+        try:
+            own_parts(get["reward_func"])
+        except ValueError as error:
+            raise BadRow(f"row {row_id}: {error}") from error
         task = get["task"] or (self.task if self.task != "auto" else self.adapter.task)
         if task == "auto" and get["reward_func"] == "iou":
             task, get["template"] = "grounding", get["template"] or "box"

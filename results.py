@@ -95,7 +95,7 @@ def grade(entry: dict, rule=None) -> dict:
     """The entry with a verdict on each output: answer, accuracy, format, lenient, and published if the benchmark has a rule."""
     for o in entry["outputs"]:
         o["answer"] = rewards.extract_answer(o["text"], strict=False)
-        o |= rewards.score(o["text"], entry, names=("accuracy", "format"))
+        o |= rewards.score(o["text"], {**entry, "reward_func": None}, names=("accuracy", "format"))  # whatever the row was paid for
         o["lenient"] = rewards.accuracy_reward(o["text"], entry, strict=False)
         if rule:
             o["published"] = float(rule(o["text"], entry))
@@ -290,10 +290,20 @@ def read_results(path: Path, task: str = "auto", say=print) -> dict:
     if not isinstance(records, list) or not records or not all(isinstance(r, dict) for r in records):
         raise SystemExit(f"file: '{path}' holds no list of results (wanted: {{'accuracy', 'results': [...]}}, or JSONL)")
     if isinstance(content, dict) and "outputs" in records[0]:
+        entries = []
         for e in records:
+            try:
+                rewards.own_parts(e.get("reward_func"))
+            except ValueError as error:
+                say(f"file: skipped: record {e.get('id')} of '{path.name}': {error}")
+                continue
             for o in e["outputs"]:
                 o.setdefault("recorded", o.get("lenient", o.get("accuracy")))
-        return {**content, "name": content.get("name", path.stem), "results": records}
+            entries.append(e)
+        if not entries:
+            raise SystemExit(f"file: none of the {len(records)} records of '{path}' can be used; the lines above say why")
+        skipped = len(records) - len(entries) + (content.get("skipped") or 0)
+        return {**content, "name": content.get("name", path.stem), "results": entries, "skipped": skipped}
     entries, skipped = [], 0
     for i, r in enumerate(records):
         get = {key: next((r[c] for c in names if r.get(c) is not None), None) for key, names in COLUMNS.items()}

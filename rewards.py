@@ -170,14 +170,27 @@ def reward_function(name: str):
         raise ValueError(f"reward {name!r} cannot be loaded ({error}); module:function needs module.py beside the script") from error
 
 
-def parts_of(row: dict, names) -> list[str]:
-    """The reward parts of a row: its own `reward_func` if it names parts of this file, else `names`.
+def own_parts(named) -> list[str]:
+    """The reward parts that a row of data asks for in `reward_func`: "accuracy, length" or a list of names; [] for none.
 
-    OpenV-R1's "iou" and "default" there choose a task, which the data adapter has done already.
+    Data may choose among the parts of this file and nothing else. A "module:function" belongs to the knob reward_weights: from a data
+    set or a results file it would run code on the machine of whoever opens it. Raises ValueError for any other name.
     """
-    own = row.get("reward_func")
-    own = own.replace(" ", "").split(",") if isinstance(own, str) else list(own or [])
-    return list(names) if not own or own in (["iou"], ["default"]) else own
+    names = named.replace(" ", "").split(",") if isinstance(named, str) else named or []
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"reward_func {named!r} is no name of a reward part")
+    if list(names) in (["iou"], ["default"]):
+        return []  # OpenV-R1: these choose a task, which the data adapter has done already
+    for name in names:
+        if name not in REWARDS and name not in GROUP_REWARDS:
+            known = ", ".join(sorted([*REWARDS, *GROUP_REWARDS]))
+            raise ValueError(f"reward_func {str(name)!r} is none of {known}; data cannot name other functions, --reward_weights can")
+    return list(names)
+
+
+def parts_of(row: dict, names) -> list[str]:
+    """The reward parts of a row: those it asks for itself, else `names`."""
+    return own_parts(row.get("reward_func")) or list(names)
 
 
 def score(completion: str, row: dict, strict: bool = True, names=("accuracy", "format")) -> dict[str, float]:

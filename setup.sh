@@ -15,7 +15,7 @@ begin=$SECONDS stamp=$VENV/.installed-$kind
 if [ -x "$VENV/bin/python" ] && cmp -s "$req" "$stamp"; then
   echo "setup: $VENV already holds $req"
 else
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed, $("$PYTHON" --version) found; name another one with PYTHON=..."; exit 1; }
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed, $("$PYTHON" --version) found; name another one with PYTHON=..."; exit 1; }
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
   pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
   if [ $kind = cpu ]; then

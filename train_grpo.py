@@ -212,7 +212,6 @@ if __name__ == "__main__":
     P, G = prompts_per_step // world, group_size
     common.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
-    stop = common.StopSignal()
     if rank == 0:
         Path(out_dir, "run.json").write_text(json.dumps(common.run_header(sys.argv), indent=1))
 
@@ -303,6 +302,7 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     # the loop
     # -------------------------------------------------------------------------
+    stop = common.StopSignal()  # not before: until here a signal ends the run at once, as there is nothing to save
     started, first_step = time.time(), step
     while step < steps:
         t, seconds, memory = time.time(), {}, {}

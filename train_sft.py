@@ -100,7 +100,6 @@ if __name__ == "__main__":
     rows_per_rank = batch_size // world
     common.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
-    stop = common.StopSignal()
 
     # -------------------------------------------------------------------------
     # data
@@ -170,6 +169,7 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     # the loop
     # -------------------------------------------------------------------------
+    stop = common.StopSignal()  # not before: until here a signal ends the run at once, as there is nothing to save
     started, first_step, saved = time.time(), step, step
     while step < steps:
         t0 = time.time()

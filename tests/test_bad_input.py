@@ -8,10 +8,12 @@ Most of these use train_sft.py, which starts faster; train_grpo.py reads knobs, 
 import json
 import resource
 import shutil
+import signal
+import time
 
 import pytest
 import torch
-from helpers import GRPO, SFT, records, refuses, run
+from helpers import GRPO, SFT, Script, records, refuses, run
 
 import data
 
@@ -199,3 +201,59 @@ def test_full_disk(sft, tmp_path):
     assert "resume: step 2" in run([*sft, "--save_interval=2", "--steps=6"], tmp_path / "log")
     assert [r["step"] for r in records(out_dir)] == [1, 2, 3, 4, 5, 6]
     assert not list(out_dir.rglob("*.tmp")), "what the failed save left is removed"
+
+
+# -----------------------------------------------------------------------------
+# what data and results files name is not run
+# -----------------------------------------------------------------------------
+
+
+def trap(folder):
+    """A module that leaves a file behind when it is imported, where Python would find it."""
+    (folder / "trap.py").write_text(f"open({str(folder / 'RAN')!r}, 'w')\n\ndef score(completion, row):\n    return 1.0\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_row_cannot_name_a_function(grpo, tmp_path):
+    source = write_rows(tmp_path, 12, row1={"reward_func": "trap:score"}, row2={"reward_func": ["accuracy", "builtins:eval"]})
+    text = run([*grpo, source, "--steps=3"], tmp_path / "log", env=trap(tmp_path))
+    assert not (tmp_path / "RAN").exists()
+    skipped = [line for line in text.splitlines() if "data: skipped" in line]
+    assert {line.split(": ")[2].split()[1] for line in skipped} == {"row1", "row2"}
+    assert all("--reward_weights can" in line for line in skipped)
+
+
+@pytest.mark.parametrize("mode", ["--regrade={0}", "--compare={0},{0}"])
+def test_a_results_file_cannot_name_a_function(tmp_path, mode):
+    output = {"text": f"__import__('pathlib').Path({str(tmp_path / 'RAN')!r}).write_text('x')"}
+    good = {"index": 0, "id": "good", "problem": "How many?", "solution": "3", "task": "count", "outputs": [{"text": "<answer>3</answer>"}]}
+    bad = [good | {"id": name, "index": 1, "reward_func": name, "outputs": [output]} for name in ("builtins:eval", "trap:score")]
+    (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": [good, *bad]}))
+    text = run(["eval.py", mode.format(tmp_path / "results.json")], tmp_path / "log", env=trap(tmp_path))
+    assert not (tmp_path / "RAN").exists()
+    assert "skipped: record builtins:eval" in text and "skipped: record trap:score" in text
+    (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": bad}))
+    refuses(["eval.py", f"--regrade={tmp_path / 'results.json'}"], tmp_path / "log", "none of the 2 records", env=trap(tmp_path))
+
+
+# -----------------------------------------------------------------------------
+# the start of a run
+# -----------------------------------------------------------------------------
+
+
+def test_nothing_is_compiled_and_no_stale_lock_is_waited_for(sft, tmp_path):
+    """torch's builds of extensions wait for a file called `lock`; a run that was killed in mid-build has left one here."""
+    folder = tmp_path / "extensions" / "deepspeed_shm_comm"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    run(sft, tmp_path / "log", ranks=2, env={"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")})
+    assert [p.name for p in (tmp_path / "extensions").rglob("*") if p.is_file()] == ["lock"]
+
+
+@pytest.mark.parametrize("seconds", [1, 4])
+def test_a_signal_during_the_start_ends_it_at_once(sft, tmp_path, seconds):
+    script = Script([*sft, "--steps=100000"], tmp_path / "log")
+    time.sleep(seconds)
+    script.process.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=3) == -signal.SIGTERM
+    assert not records(tmp_path / "run")
