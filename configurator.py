@@ -3,6 +3,7 @@
 A knob is a lower_case literal assigned between the two ruler lines of the script's config block. We read the
 names from the source, since globals() also holds imports and functions. Every problem ends the run with one sentence.
 """
+
 import ast
 import difflib
 import os
@@ -21,24 +22,34 @@ def find_block(source: str) -> tuple[str, dict]:
         for node in ast.parse("\n".join(lines)).body:
             name = getattr(node.targets[0], "id", "") if isinstance(node, ast.Assign) else ""
             if name.islower() and name[0] != "_" and top < node.lineno < bottom:
-                with suppress(ValueError):  # a computed value is not a knob; overriding it fails loudly as unknown
+                with suppress(
+                    ValueError
+                ):  # a computed value is not a knob; overriding it fails loudly as unknown
                     defaults[name] = ast.literal_eval(node.value)
         if defaults:
-            return "\n".join(lines[top:bottom - 1]), defaults
-    raise SystemExit(f"{source} has no config block: no knob is assigned between two '# ---...' rulers of 60 dashes")
+            return "\n".join(lines[top : bottom - 1]), defaults
+    raise SystemExit(
+        f"{source} has no config block: no knob is assigned between two '# ---...' rulers of 60 dashes"
+    )
 
 
 def fit(value, default):
     """`value` in the type of `default` (int is promoted to float); ValueError naming the expected type otherwise."""
     plain = default is None  # then the type is free, as long as the value can be written to config.json
     number = type(value) in (int, float)  # not isinstance: bool is an int in Python, not to us
-    if number and not -1e308 < value < 1e308:  # nan and inf pass every type check and poison the run much later
+    if (
+        number and not -1e308 < value < 1e308
+    ):  # nan and inf pass every type check and poison the run much later
         raise ValueError("a finite number")
     if isinstance(default, float) and number:
         return float(value)
     if isinstance(value, list | tuple) and (plain or isinstance(default, list | tuple)):
-        kinds = default or [None]  # the length is free: surplus elements are checked against the last default element
-        return type(value if plain else default)(fit(v, kinds[min(i, len(kinds) - 1)]) for i, v in enumerate(value))
+        kinds = default or [
+            None
+        ]  # the length is free: surplus elements are checked against the last default element
+        return type(value if plain else default)(
+            fit(v, kinds[min(i, len(kinds) - 1)]) for i, v in enumerate(value)
+        )
     if isinstance(value, dict) and (plain or isinstance(default, dict)):
         return {str(k): fit(v, (default or {}).get(k)) for k, v in value.items()}
     if type(value) is type(default) or plain and type(value) in (bool, int, float, str):
@@ -60,12 +71,19 @@ def configure(namespace: dict, argv: list[str], source: str, rank: int | None = 
     for arg in argv:
         key, equals, text = arg.partition("=")  # at the first '=' only: --name=a=b is the string 'a=b'
         if arg.startswith("--") and equals:
-            where, values = "command line", {key[2:]: text}  # a string knob keeps the text, so --name=123 is '123'
+            where, values = (
+                "command line",
+                {key[2:]: text},
+            )  # a string knob keeps the text, so --name=123 is '123'
             if not isinstance(defaults.get(key[2:]), str):
-                with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal: keep text
+                with suppress(
+                    ValueError, SyntaxError, TypeError, MemoryError, RecursionError
+                ):  # no literal: keep text
                     values[key[2:]] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         elif arg.startswith("-"):
-            raise SystemExit(f"cannot read '{arg}': knobs are set as --key=value, with two dashes and an equals sign")
+            raise SystemExit(
+                f"cannot read '{arg}': knobs are set as --key=value, with two dashes and an equals sign"
+            )
         elif not arg.endswith(".py") or not Path(arg).is_file():
             raise SystemExit(f"config file '{arg}' is not an existing .py file (looked in {Path.cwd()})")
         else:

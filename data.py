@@ -38,10 +38,20 @@ from urllib.parse import parse_qsl
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-import scenes
-from adapters import ADAPTERS, HUBS, Adapter, bare, read_adapter, read_box, read_copy, read_hub, split_names
-from grading import scale_box
 from rewards import own_parts
+from tasks import scenes
+from tasks.adapters import (
+    ADAPTERS,
+    HUBS,
+    Adapter,
+    bare,
+    read_adapter,
+    read_box,
+    read_copy,
+    read_hub,
+    split_names,
+)
+from tasks.grading import scale_box
 
 # One instruction per template. "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
 TEMPLATES = {
@@ -91,10 +101,27 @@ class SceneRecords:
 
     column_names = ("id", "images", "problem", "solution", "thinking", "task", "labels")
 
-    def __init__(self, split: str, rows: int = 1000, seed: int = 0, layout: str = "free", objects: str = "3-10", size: str = "",
-                 family: str = "count_all", miss: float = 0.0, jitter: float = 0.0, first: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        split: str,
+        rows: int = 1000,
+        seed: int = 0,
+        layout: str = "free",
+        objects: str = "3-10",
+        size: str = "",
+        family: str = "count_all",
+        miss: float = 0.0,
+        jitter: float = 0.0,
+        first: int = 0,
+    ):
         low, _, high = objects.partition("-")
-        self.split, self.rows, self.seed, self.family, self.first = split, int(rows), int(seed), family, int(first)
+        self.split, self.rows, self.seed, self.family, self.first = (
+            split,
+            int(rows),
+            int(seed),
+            family,
+            int(first),
+        )
         self.miss, self.jitter = float(miss), float(jitter)
         self.sample = {"layout": layout, "min_objects": int(low), "max_objects": int(high or low)}
         self.sample["size"] = tuple(int(x) for x in size.split("x")) if size else None
@@ -127,16 +154,31 @@ class SceneRecords:
                 gain = brightness * rng.uniform(1 - self.jitter / 2, 1 + self.jitter / 2)
                 light.append(channel.point([min(255, round(v * gain)) for v in range(256)]))
             image = Image.merge("RGB", light)
-        return {"id": f"{self.split}/{self.seed}/{i}", "images": [image], "problem": qa["question"], "solution": answer,
-                "thinking": scenes.describe_scene(scene, self.miss), "task": "count" if answer.isdigit() else "text",
-                "labels": {"objects": len(scene["objects"]), "question": self.family}}  # fmt: skip
+        return {
+            "id": f"{self.split}/{self.seed}/{i}",
+            "images": [image],
+            "problem": qa["question"],
+            "solution": answer,
+            "thinking": scenes.describe_scene(scene, self.miss),
+            "task": "count" if answer.isdigit() else "text",
+            "labels": {"objects": len(scene["objects"]), "question": self.family},
+        }
 
 
 class Rows:
     """A sequence of rows over any sequence of raw records; row i is read, decoded and checked when it is asked for."""
 
-    def __init__(self, records, name: str, columns: str = "", image_root: str = "", folder: str = ".", task: str = "auto",
-                 adapter: Adapter | None = None, roots: tuple = ()):  # fmt: skip
+    def __init__(
+        self,
+        records,
+        name: str,
+        columns: str = "",
+        image_root: str = "",
+        folder: str = ".",
+        task: str = "auto",
+        adapter: Adapter | None = None,
+        roots: tuple = (),
+    ):
         self.records, self.name, self.task, self.folder = records, name, task, Path(folder)
         self.adapter = adapter or Adapter("")
         self.image_root = Path(image_root) if image_root else self.folder
@@ -144,20 +186,33 @@ class Rows:
         if image_root or not adapter:
             self.roots = [self.image_root]
         # A list of JSON records has the columns of all of them: the first row may be the one without an image.
-        first = getattr(records, "column_names", None) or list(dict.fromkeys(key for record in records for key in record))
+        first = getattr(records, "column_names", None) or list(
+            dict.fromkeys(key for record in records for key in record)
+        )
         self.chosen = dict(pair.split("=", 1) for pair in columns.split(",") if pair)
         if set(self.chosen) - set(COLUMNS):
-            raise SystemExit(f"columns: {sorted(set(self.chosen) - set(COLUMNS))[0]} is none of {', '.join(COLUMNS)}")
+            raise SystemExit(
+                f"columns: {sorted(set(self.chosen) - set(COLUMNS))[0]} is none of {', '.join(COLUMNS)}"
+            )
         for key, column in self.chosen.items():
             if column not in first:
-                raise SystemExit(f"data: '{name}' has no column '{column}' (columns: {key}={column}); it has {', '.join(map(str, first))}")
-        self.columns = {key: self.chosen.get(key) or next((c for c in names if c in first), None) for key, names in COLUMNS.items()}
-        self.count_scene = self.columns["problem"] is None and "objects" in first  # CLEVR's scene files: ask for the number of objects
+                raise SystemExit(
+                    f"data: '{name}' has no column '{column}' (columns: {key}={column}); it has {', '.join(map(str, first))}"
+                )
+        self.columns = {
+            key: self.chosen.get(key) or next((c for c in names if c in first), None)
+            for key, names in COLUMNS.items()
+        }
+        self.count_scene = (
+            self.columns["problem"] is None and "objects" in first
+        )  # CLEVR's scene files: ask for the number of objects
         given = self.adapter_fields(first)
         for key in () if self.count_scene else ("problem", "solution"):
             if self.columns[key] is None and key not in given:
-                raise SystemExit(f"data: '{name}' has no column for the {key} ({', '.join(COLUMNS[key])}); "
-                                 f"it has {', '.join(map(str, first))}. Name it with --columns={key}=NAME")  # fmt: skip
+                raise SystemExit(
+                    f"data: '{name}' has no column for the {key} ({', '.join(COLUMNS[key])}); "
+                    f"it has {', '.join(map(str, first))}. Name it with --columns={key}=NAME"
+                )
 
     def adapter_fields(self, columns) -> set[str]:
         """Fields that the adapter finds in the first good record. SystemExit if it looks for a column that the records do not have."""
@@ -166,8 +221,10 @@ class Rows:
                 return set(self.adapter.row(self.records[i]))
             except KeyError as error:
                 if error.args[0] not in columns:
-                    raise SystemExit(f"data: '{self.name}' has no column '{error.args[0]}', so it is another data set than its adapter "
-                                     f"expects ({self.adapter.get}); it has {', '.join(map(str, columns))}") from error  # fmt: skip
+                    raise SystemExit(
+                        f"data: '{self.name}' has no column '{error.args[0]}', so it is another data set than its adapter "
+                        f"expects ({self.adapter.get}); it has {', '.join(map(str, columns))}"
+                    ) from error
             except (ValueError, TypeError, SyntaxError):
                 continue
         return set()
@@ -177,20 +234,28 @@ class Rows:
 
     def __getitem__(self, i: int) -> dict:
         record = self.records[i]
-        get = {key: record.get(column) if column else None for key, column in self.columns.items()} | {"template": None}
+        get = {key: record.get(column) if column else None for key, column in self.columns.items()} | {
+            "template": None
+        }
         if self.count_scene:
             get |= {"problem": "How many items are there in the image?", "solution": len(record["objects"])}
         row_id = str(get["id"]) if get["id"] is not None else f"{self.name}:{i}"
         if self.adapter.row:
             try:
-                get |= self.adapter.row(record) | {key: record.get(column) for key, column in self.chosen.items()}
+                get |= self.adapter.row(record) | {
+                    key: record.get(column) for key, column in self.chosen.items()
+                }
             except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
-                kind = "" if type(error) is ValueError else f"{type(error).__name__} "  # ValueErrors are the adapter's own words
+                kind = (
+                    "" if type(error) is ValueError else f"{type(error).__name__} "
+                )  # ValueErrors are the adapter's own words
                 raise BadRow(f"row {row_id}: {kind}{error}") from error
             row_id = str(get["id"]) if get["id"] is not None else row_id
         if get["problem"] in (None, ""):
             raise BadRow(f"row {row_id} has no problem")
-        solution = bare("" if get["solution"] is None else get["solution"])  # published sets store "<answer> 3 </answer>"
+        solution = bare(
+            "" if get["solution"] is None else get["solution"]
+        )  # published sets store "<answer> 3 </answer>"
         if not solution:
             raise BadRow(f"row {row_id} has no answer")
         try:
@@ -210,9 +275,18 @@ class Rows:
         options = list(get["options"].values()) if isinstance(get["options"], dict) else get["options"]
         options = [str(text) for text in options] if options and isinstance(options, list | tuple) else None
         labels = get["labels"] if isinstance(get["labels"], dict) else {}
-        return {"id": row_id, "images": images, "problem": with_options(str(get["problem"]), options), "solution": solution, "task": task,
-                "thinking": get["thinking"] or None, "options": options, "labels": {k: str(v) for k, v in labels.items() if v is not None},
-                "template": get["template"] or self.adapter.template, "reward_func": get["reward_func"] or None}  # fmt: skip
+        return {
+            "id": row_id,
+            "images": images,
+            "problem": with_options(str(get["problem"]), options),
+            "solution": solution,
+            "task": task,
+            "thinking": get["thinking"] or None,
+            "options": options,
+            "labels": {k: str(v) for k, v in labels.items() if v is not None},
+            "template": get["template"] or self.adapter.template,
+            "reward_func": get["reward_func"] or None,
+        }
 
     def open_image(self, source, row_id: str) -> Image.Image:
         """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image. Raises BadRow naming what is wrong."""
@@ -231,8 +305,17 @@ class Rows:
             for path in (*places, self.folder.parent / "images" / str(source).split("_")[-2:][0] / source):
                 if path.is_file():
                     return Image.open(path).convert("RGB")
-            raise BadRow(f"row {row_id}: image file {self.image_root / source} not found (--image_root is the folder the paths start from)")
-        except (OSError, UnidentifiedImageError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadRow(
+                f"row {row_id}: image file {self.image_root / source} not found (--image_root is the folder the paths start from)"
+            )
+        except (
+            OSError,
+            UnidentifiedImageError,
+            ValueError,
+            TypeError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
             # SyntaxError is what Pillow raises on some broken PNGs
             raise BadRow(f"row {row_id}: broken image ({type(error).__name__}: {str(error)[:80]})") from error
 
@@ -257,7 +340,9 @@ class Mixture:
         self.name, self.sources = name, sources
         shares = [w / sum(weights) for w in weights]
         # the shortest block with whole numbers in it; shares finer than a thousandth are rounded
-        size = next((n for n in range(1, 1000) if all(abs(s * n - round(s * n)) < 1e-9 for s in shares)), 1000)
+        size = next(
+            (n for n in range(1, 1000) if all(abs(s * n - round(s * n)) < 1e-9 for s in shares)), 1000
+        )
         self.counts = [max(1, round(s * size)) for s in shares]
         self.starts = list(itertools.accumulate(map(len, sources), initial=0))
         self.block, self.orders = (None, []), {}
@@ -281,7 +366,9 @@ class Mixture:
             self.block = ((block, seed, shuffle), slots)
         slots = self.block[1]
         source = slots[place]
-        epoch, position = divmod(block * self.counts[source] + slots[:place].count(source), len(self.sources[source]))
+        epoch, position = divmod(
+            block * self.counts[source] + slots[:place].count(source), len(self.sources[source])
+        )
         if self.orders.get(source, (None,))[0] != (epoch, seed, shuffle):
             order = list(range(len(self.sources[source])))
             if shuffle:
@@ -303,7 +390,9 @@ def mixture_parts(spec: str) -> list[tuple[str, float]]:
     return parts
 
 
-def load_rows(spec: str, split: str = "train", columns: str = "", image_root: str = "", task: str = "auto") -> Rows | Mixture:
+def load_rows(
+    spec: str, split: str = "train", columns: str = "", image_root: str = "", task: str = "auto"
+) -> Rows | Mixture:
     """The rows of a source (see the module's docstring). Raises SystemExit with one sentence if it is missing or empty.
 
     columns: "solution=label,problem=text" where the names are not among COLUMNS; image_root: folder that relative image
@@ -321,7 +410,9 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
         copy = place or (spec if head in HUBS and path.exists() else "")
         splits = split_names(name, own_split or split)
         records, folder, roots = read_adapter(name, splits, copy)
-        name = f"{name}/{splits[0]}" if len(adapter.splits) > 1 else name  # its rows are called mmmu/validation:7 wherever the copy lies
+        name = (
+            f"{name}/{splits[0]}" if len(adapter.splits) > 1 else name
+        )  # its rows are called mmmu/validation:7 wherever the copy lies
     elif spec.startswith("scenes:"):
         name, _, query = spec[7:].partition("?")
         try:
@@ -335,7 +426,9 @@ def load_rows(spec: str, split: str = "train", columns: str = "", image_root: st
         records = read_hub(spec, [split])
     else:
         hint = "" if "," not in spec else "; several sources want weights, as in clevr:1,geoqa:1"
-        raise SystemExit(f"data: '{spec}' does not exist; name a file, a folder, a hub id or scenes:<split>{hint}")
+        raise SystemExit(
+            f"data: '{spec}' does not exist; name a file, a folder, a hub id or scenes:<split>{hint}"
+        )
     if len(records) == 0:
         raise SystemExit(f"data: '{spec}' holds no rows")
     label = name if adapter else spec if len(spec) < 40 else path.name
@@ -354,9 +447,14 @@ def build_prompt(row: dict, template: str = "auto") -> list[dict]:
     if template not in TEMPLATES:
         raise SystemExit(f"template: '{template}' is none of auto, {', '.join(TEMPLATES)}")
     text = TEMPLATES[template].format(problem=row["problem"])
-    if row["task"] not in ("count", "math") and not (row["task"] == "auto" and re.fullmatch(r"[-\d.,]+", row["solution"])):
+    if row["task"] not in ("count", "math") and not (
+        row["task"] == "auto" and re.fullmatch(r"[-\d.,]+", row["solution"])
+    ):
         text = text.replace("final answer (number)", "final answer")
-    user = {"role": "user", "content": [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": text}]}
+    user = {
+        "role": "user",
+        "content": [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": text}],
+    }
     return [{"role": "system", "content": ZERO_SYSTEM}, user] if template == "zero" else [user]
 
 
@@ -371,7 +469,9 @@ def fit_image(image: Image.Image, factor: int, min_pixels: int, max_pixels: int)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-MAX_IMAGES = 16  # per prompt; vLLM wants to know the limit when it starts, and it costs nothing to name a high one
+MAX_IMAGES = (
+    16  # per prompt; vLLM wants to know the limit when it starts, and it costs nothing to name a high one
+)
 
 
 def processor_limits(processor, max_pixels: int) -> dict:
@@ -380,7 +480,9 @@ def processor_limits(processor, max_pixels: int) -> dict:
     return {"shortest_edge": factor**2, "longest_edge": max(max_pixels, factor**2)}
 
 
-def choose_box_frame(box_frame: str, processor, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
+def choose_box_frame(
+    box_frame: str, processor, original: tuple[int, int], resized: tuple[int, int]
+) -> tuple[int, int]:
     """Width and height of the frame in which a policy writes boxes: "resized" image, a "thousand" by a thousand, "original" image.
 
     "auto": what the family has learned. Qwen2.5-VL writes pixels of the image that it sees, Qwen2-VL and Qwen3-VL thousandths.
@@ -393,8 +495,15 @@ def choose_box_frame(box_frame: str, processor, original: tuple[int, int], resiz
     return frames[box_frame]
 
 
-def encode_prompt(row: dict, processor, template: str = "auto", max_prompt_length: int = 1024, min_pixels: int = 3136,
-                  max_pixels: int = 401408, box_frame: str = "auto") -> dict:  # fmt: skip
+def encode_prompt(
+    row: dict,
+    processor,
+    template: str = "auto",
+    max_prompt_length: int = 1024,
+    min_pixels: int = 3136,
+    max_pixels: int = 401408,
+    box_frame: str = "auto",
+) -> dict:
     """What the samplers and the trainer need of one row: a prompt.
 
     Returns {"row" (with its images resized; "image_size", which the first of them had before that, and "box_frame", both (width,
@@ -404,7 +513,9 @@ def encode_prompt(row: dict, processor, template: str = "auto", max_prompt_lengt
     that cannot be resized.
     """
     ip, tokenizer = processor.image_processor, processor.tokenizer
-    text = processor.apply_chat_template(build_prompt(row, template), tokenize=False, add_generation_prompt=True)
+    text = processor.apply_chat_template(
+        build_prompt(row, template), tokenize=False, add_generation_prompt=True
+    )
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     placeholder = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     if token_ids.count(placeholder) != len(row["images"]):
@@ -416,7 +527,9 @@ def encode_prompt(row: dict, processor, template: str = "auto", max_prompt_lengt
     if row["images"]:
         row["image_size"] = row["images"][0].size
         try:
-            row["images"] = [fit_image(im, ip.patch_size * ip.merge_size, min_pixels, max_pixels) for im in row["images"]]
+            row["images"] = [
+                fit_image(im, ip.patch_size * ip.merge_size, min_pixels, max_pixels) for im in row["images"]
+            ]
         except ValueError as error:  # aspect ratio over 200
             raise BadRow(f"row {row['id']}: {error}") from error
         row["box_frame"] = choose_box_frame(box_frame, processor, row["image_size"], row["images"][0].size)
@@ -425,8 +538,16 @@ def encode_prompt(row: dict, processor, template: str = "auto", max_prompt_lengt
         counts = iter((grid.prod(-1) // ip.merge_size**2).tolist())  # visual tokens of each image
         input_ids = [i for t in token_ids for i in ([t] * next(counts) if t == placeholder else [t])]
     if len(input_ids) > max_prompt_length:
-        raise BadRow(f"row {row['id']}: prompt of {len(input_ids)} tokens, more than max_prompt_length={max_prompt_length}")
-    return {"row": row, "token_ids": token_ids, "input_ids": input_ids, "pixel_values": pixels, "image_grid_thw": grid}
+        raise BadRow(
+            f"row {row['id']}: prompt of {len(input_ids)} tokens, more than max_prompt_length={max_prompt_length}"
+        )
+    return {
+        "row": row,
+        "token_ids": token_ids,
+        "input_ids": input_ids,
+        "pixel_values": pixels,
+        "image_grid_thw": grid,
+    }
 
 
 def thumbnail(image: Image.Image, side: int = 160) -> str:
@@ -451,14 +572,18 @@ def target_text(row: dict, target: str = "cot") -> str:
     if target == "answer":
         return answer
     if not row["thinking"]:
-        raise BadRow(f"row {row['id']} has no thinking to imitate (set --target=answer to train on answers alone)")
+        raise BadRow(
+            f"row {row['id']} has no thinking to imitate (set --target=answer to train on answers alone)"
+        )
     thinking = row["thinking"].strip()
     return f"{thinking if thinking.startswith('<think>') else f'<think> {thinking} </think>'} {answer}"
 
 
 def reader_threads() -> ThreadPoolExecutor:
     """Threads that read, decode and encode rows: Pillow and torch let each other run, so images need no further processes."""
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the other ranks of this machine want theirs
+    share = (os.cpu_count() or 1) // int(
+        os.environ.get("LOCAL_WORLD_SIZE", 1)
+    )  # the other ranks of this machine want theirs
     return ThreadPoolExecutor(max(1, min(8, share)))
 
 
@@ -477,13 +602,39 @@ class Stream:
     (rows looked at so far by this rank) is all there is to save: the same cursor gives the same next prompts.
     """
 
-    def __init__(self, rows: Rows | Mixture, encode, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True, say=print):
+    def __init__(
+        self,
+        rows: Rows | Mixture,
+        encode,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        say=print,
+    ):
         if len(rows) < world:
-            raise SystemExit(f"data: {len(rows)} rows for {world} processes; every process needs at least one")
-        self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.say = rows, encode, seed, rank, world, shuffle, say
-        self.per_epoch = len(rows) // world  # of this rank; a rest of less than `world` rows is left for other epochs
+            raise SystemExit(
+                f"data: {len(rows)} rows for {world} processes; every process needs at least one"
+            )
+        self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.say = (
+            rows,
+            encode,
+            seed,
+            rank,
+            world,
+            shuffle,
+            say,
+        )
+        self.per_epoch = (
+            len(rows) // world
+        )  # of this rank; a rest of less than `world` rows is left for other epochs
         self.cursor, self.skipped = 0, 0
-        self.order, self.pending, self.worker, self.readers = (-1, []), (None, None), ThreadPoolExecutor(1), reader_threads()
+        self.order, self.pending, self.worker, self.readers = (
+            (-1, []),
+            (None, None),
+            ThreadPoolExecutor(1),
+            reader_threads(),
+        )
 
     @property
     def epoch(self) -> float:
@@ -506,7 +657,9 @@ class Stream:
             # never more rows than prompts are missing: so the cursor stands behind the last row that was needed
             indices = [self.row_index(cursor + k) for k in range(n - len(prompts))]
             cursor += len(indices)
-            for done in list(self.readers.map(lambda index: try_encode(self.rows, self.encode, index), indices)):
+            for done in list(
+                self.readers.map(lambda index: try_encode(self.rows, self.encode, index), indices)
+            ):
                 if not isinstance(done, BadRow):
                     prompts.append(done)
                     bad_run = 0
@@ -514,7 +667,9 @@ class Stream:
                 problems.append(str(done))
                 bad_run += 1
                 if bad_run >= min(1000, self.per_epoch):
-                    raise SystemExit(f"data: {bad_run} rows on end of '{self.rows.name}' cannot be used; the last: {done}") from done
+                    raise SystemExit(
+                        f"data: {bad_run} rows on end of '{self.rows.name}' cannot be used; the last: {done}"
+                    ) from done
         return prompts, cursor, problems
 
     def take(self, n: int) -> list[dict]:
@@ -524,20 +679,30 @@ class Stream:
             future = self.worker.submit(self.collect, self.cursor, n)
         prompts, self.cursor, problems = future.result()
         for problem in problems:
-            if self.skipped < 5 or self.skipped % 1000 == 0:  # name the first ones; the count is in every log line
+            if (
+                self.skipped < 5 or self.skipped % 1000 == 0
+            ):  # name the first ones; the count is in every log line
                 self.say(f"data: skipped (number {self.skipped + 1}): {problem}")
             self.skipped += 1
         self.pending = (self.cursor, n), self.worker.submit(self.collect, self.cursor, n)
         return prompts
 
 
-def take_all(rows: Rows, encode, rank: int, world: int, first: int, last: int, say=print) -> tuple[list[tuple[int, dict]], int]:
+def take_all(
+    rows: Rows, encode, rank: int, world: int, first: int, last: int, say=print
+) -> tuple[list[tuple[int, dict]], int]:
     """Evaluation: this rank's share of rows first:last in order, as [(index, prompt)], and how many could not be used."""
     prompts, skipped, indices = [], 0, range(first + rank, last, world)
     with reader_threads() as readers:
         encoded = readers.map(lambda index: try_encode(rows, encode, index), indices)
-        for index, done in tqdm(zip(indices, encoded, strict=True), desc="read rows", disable=rank > 0, delay=2, leave=False,
-                                total=len(indices)):  # fmt: skip
+        for index, done in tqdm(
+            zip(indices, encoded, strict=True),
+            desc="read rows",
+            disable=rank > 0,
+            delay=2,
+            leave=False,
+            total=len(indices),
+        ):
             if isinstance(done, BadRow):
                 skipped += 1
                 say(f"data: skipped: {done}")
@@ -549,7 +714,11 @@ def take_all(rows: Rows, encode, rank: int, world: int, first: int, last: int, s
 def tiny_corpus() -> list[str]:
     """Text that the tiny model's tokenizer is trained on: the prompts, and the words of the scenes. Frequent words become one token."""
     question = {"problem": "How many items are there in the image?", "images": [], "task": "count"}
-    lines = [build_prompt(question, template)[0]["content"][0]["text"] for template in ("think", "direct") for _ in range(10)]
+    lines = [
+        build_prompt(question, template)[0]["content"][0]["text"]
+        for template in ("think", "direct")
+        for _ in range(10)
+    ]
     for split in ("clevr", "cogent_b", "superclevr"):
         for i in range(60):
             scene = scenes.sample_scene(i, split=split, layout="grid", min_objects=1, max_objects=8)

@@ -41,12 +41,12 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 import data
-import scenes
-import traces
-from adapters import read_json
 from configurator import configure
 from results import lines_of, write
+from tasks import scenes, traces
+from tasks.adapters import read_json
 
+# fmt: off
 # -----------------------------------------------------------------------------
 # default config: CLEVR-like scenes, DeepSeek-R1; override with  distill.py configs/x.py --key=value
 stage = "describe,query,filter,build"  # which of them, in this order
@@ -91,6 +91,7 @@ keep_per_pair = 0         # right traces kept of each pair, shortest first; 0 = 
 # build
 push_to = ""              # hub id to upload the data set to (private); needs a login by `hf auth login`
 # -----------------------------------------------------------------------------
+# fmt: on
 
 STAGES, TEACHERS = ("describe", "query", "filter", "build"), ("api", "vllm", "script")
 PARQUET_ROWS = 100  # per row group: readers take whole groups into memory
@@ -113,7 +114,10 @@ def is_counting(question: str) -> bool:
 
 def scene_pairs(scene: dict, asked: list[str], given: list[dict]) -> tuple[list[tuple[str, str]], int]:
     """(question, answer) of a scene, those that the file gives and one of each family asked; and how many families did not fit it."""
-    pairs, unfit = [(q["question"], str(q["answer"])) for q in given if is_counting(q["question"]) and "answer" in q], 0
+    pairs, unfit = (
+        [(q["question"], str(q["answer"])) for q in given if is_counting(q["question"]) and "answer" in q],
+        0,
+    )
     for family in asked:
         try:
             made = scenes.ask(scene, scene["seed"], family)
@@ -125,8 +129,16 @@ def scene_pairs(scene: dict, asked: list[str], given: list[dict]) -> tuple[list[
 
 def from_file(scene: dict, index: int) -> dict:
     """A scene of CLEVR's files with what scenes.py keeps beside that; the official images are all of one size."""
-    split = "cogent_b" if re.match(r"CLEVR_[a-z]+B_", scene["image_filename"]) else "clevr"  # CLEVR_valB_000000.png
-    return scene | {"layout": "free", "seed": scene.get("image_index", index), "width": 480, "height": 320, "split": split}
+    split = (
+        "cogent_b" if re.match(r"CLEVR_[a-z]+B_", scene["image_filename"]) else "clevr"
+    )  # CLEVR_valB_000000.png
+    return scene | {
+        "layout": "free",
+        "seed": scene.get("image_index", index),
+        "width": 480,
+        "height": 320,
+        "split": split,
+    }
 
 
 def save_image(image, path: Path) -> None:
@@ -144,13 +156,27 @@ def read_source(source: str, split: str, asked: list[str], image_root: str, fold
     first, _, question_file = source.partition("+")
     for path in filter(None, (first if question_file else "", question_file)):
         if not Path(path).is_file():
-            raise SystemExit(f"describe: '{path}' does not exist; name CLEVR's files as SCENES.json+QUESTIONS.json")
-    drawn, records = source.startswith("scenes:"), read_json(Path(first)) if first.endswith(".json") and Path(first).is_file() else []
+            raise SystemExit(
+                f"describe: '{path}' does not exist; name CLEVR's files as SCENES.json+QUESTIONS.json"
+            )
+    drawn, records = (
+        source.startswith("scenes:"),
+        read_json(Path(first)) if first.endswith(".json") and Path(first).is_file() else [],
+    )
     from_scenes = drawn or bool(records) and "objects" in records[0]
     if from_scenes and not asked and not question_file:
-        raise SystemExit(f"describe: '{source}' gives no pairs; name --families, or questions as in SCENES.json+QUESTIONS.json")
-    rows = records if from_scenes and not drawn else data.load_rows(source, "train" if split == "train" else "val")
-    given, pictures = collections.defaultdict(list), folder / "images" / f"{zlib.crc32(source.encode()):08x}"  # of this source only
+        raise SystemExit(
+            f"describe: '{source}' gives no pairs; name --families, or questions as in SCENES.json+QUESTIONS.json"
+        )
+    rows = (
+        records
+        if from_scenes and not drawn
+        else data.load_rows(source, "train" if split == "train" else "val")
+    )
+    given, pictures = (
+        collections.defaultdict(list),
+        folder / "images" / f"{zlib.crc32(source.encode()):08x}",
+    )  # of this source only
     for question in read_json(Path(question_file)) if question_file else []:
         given[question.get("image_filename")].append(question)
     for i in tqdm(range(len(rows)), f"describe {split}"):
@@ -165,11 +191,16 @@ def read_source(source: str, split: str, asked: list[str], image_root: str, fold
                 scene = rows.records.scene(i)
             else:
                 scene, name, beside = from_file(rows[i], i), rows[i]["image_filename"], Path(first).parent
-                places = [Path(image_root or beside, name), beside.parent / "images" / name.partition("_")[2].partition("_")[0] / name]
+                places = [
+                    Path(image_root or beside, name),
+                    beside.parent / "images" / name.partition("_")[2].partition("_")[0] / name,
+                ]
                 path = next((p.resolve() for p in places if p.is_file()), None)
                 if path is None:
                     if i == 0:
-                        raise SystemExit(f"describe: image {places[0]} not found, nor {places[1]}; name the folder with --image_root")
+                        raise SystemExit(
+                            f"describe: image {places[0]} not found, nor {places[1]}; name the folder with --image_root"
+                        )
                     yield "scenes without their image"
                     continue
             if (drawn or not from_scenes) and not path.exists():
@@ -186,7 +217,9 @@ def read_source(source: str, split: str, asked: list[str], image_root: str, fold
             yield "rows that are broken" if isinstance(problem, data.BadRow) else "scenes that are incomplete"
 
 
-def describe(source: str, split: str, asked: list[str], image_root: str, folder: Path, limit: int, seed: int) -> list[dict]:
+def describe(
+    source: str, split: str, asked: list[str], image_root: str, folder: Path, limit: int, seed: int
+) -> list[dict]:
     """The items of one split: {"key", "split", "image", "question", "answer", "task", "options", "description"}."""
     items, left_out, folder = {}, collections.Counter(), folder.resolve()
     for found in read_source(source, split, asked, image_root, folder, seed):
@@ -194,14 +227,26 @@ def describe(source: str, split: str, asked: list[str], image_root: str, folder:
             left_out[found] += 1
             continue
         path, question, answer, task, options, words = found
-        path = path.relative_to(folder) if path.is_relative_to(folder) else path  # such a path survives a move of the folder
+        path = (
+            path.relative_to(folder) if path.is_relative_to(folder) else path
+        )  # such a path survives a move of the folder
         key = f"{split}/{path.stem}/{zlib.crc32('|'.join([path.name, question, answer, words]).encode()):08x}"
-        items[key] = {"key": key, "split": split, "image": str(path), "question": question, "answer": answer, "task": task,
-                      "options": options, "description": words}  # fmt: skip
+        items[key] = {
+            "key": key,
+            "split": split,
+            "image": str(path),
+            "question": question,
+            "answer": answer,
+            "task": task,
+            "options": options,
+            "description": words,
+        }
     for what, count in left_out.items():
         print(f"describe: {split}: {count} {what}, left out")
     if not items:
-        raise SystemExit(f"describe: '{source}' gives no pairs: all {sum(left_out.values())} were left out, as said above")
+        raise SystemExit(
+            f"describe: '{source}' gives no pairs: all {sum(left_out.values())} were left out, as said above"
+        )
     chosen = random.Random(f"{seed}-{split}").sample(list(items.values()), len(items))
     return chosen[:limit] if limit else chosen
 
@@ -250,14 +295,20 @@ def build_messages(item: dict, route: str, guided: bool, system: str, out_dir: s
         except OSError as error:
             raise Failed(f"image {item['image']}: {error.strerror}", 0) from None
         kind = mimetypes.guess_type(item["image"])[0] or "image/png"
-        content = [{"type": "image_url", "image_url": {"url": f"data:{kind};base64,{image}"}},
-                   {"type": "text", "text": REWRITE.format(**item)}]  # fmt: skip
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{image}"}},
+            {"type": "text", "text": REWRITE.format(**item)},
+        ]
     else:
         content = SCENE.format(**item) + (GUIDED if guided else "")
-    return ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": content}]
+    return ([{"role": "system", "content": system}] if system else []) + [
+        {"role": "user", "content": content}
+    ]
 
 
-async def ask_server(client, request: dict, retries: int, backoff: float, seconds: float, secret: str = "") -> dict:
+async def ask_server(
+    client, request: dict, retries: int, backoff: float, seconds: float, secret: str = ""
+) -> dict:
     """One answer of the server, after as many attempts as it takes. Raises Failed, whose text never holds the secret."""
 
     def hide(text) -> str:  # servers may quote what they were sent
@@ -272,21 +323,31 @@ async def ask_server(client, request: dict, retries: int, backoff: float, second
             reply = await asyncio.wait_for(client.chat.completions.create(**request), seconds)
             choice, usage = reply.choices[0], reply.usage
             # servers that separate the reasoning call it reasoning_content (DeepSeek) or reasoning (vLLM)
-            reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
+            reasoning = getattr(choice.message, "reasoning_content", None) or getattr(
+                choice.message, "reasoning", None
+            )
             if reasoning or choice.message.content:
-                return {"reasoning": reasoning, "content": choice.message.content or "", "finish": choice.finish_reason,
-                        "tokens_in": usage.prompt_tokens if usage else 0, "tokens_out": usage.completion_tokens if usage else 0,
-                        "attempts": attempt, "seconds": round(time.time() - started, 1)}  # fmt: skip
+                return {
+                    "reasoning": reasoning,
+                    "content": choice.message.content or "",
+                    "finish": choice.finish_reason,
+                    "tokens_in": usage.prompt_tokens if usage else 0,
+                    "tokens_out": usage.completion_tokens if usage else 0,
+                    "attempts": attempt,
+                    "seconds": round(time.time() - started, 1),
+                }
             problem = "an empty answer"
         except openai.APIStatusError as error:
             problem, code = f"HTTP {error.status_code}: {hide(error.message)}", error.status_code
-            if code in (401, 402, 403, 404) or "insufficient_quota" in str(error.body):  # key, balance, address, model: as in every request
+            if code in (401, 402, 403, 404) or "insufficient_quota" in str(
+                error.body
+            ):  # key, balance, address, model: as in every request
                 raise Failed(problem, attempt, hopeless=True) from None
             if code < 500 and code not in (408, 409, 425, 429):
                 raise Failed(problem, attempt) from None
             after = error.response.headers.get("retry-after", "")
             pause = min(float(after), 300) if re.fullmatch(r"\d{1,6}(\.\d+)?", after) else 0.0
-        except (asyncio.TimeoutError, openai.APIError, ValueError, AttributeError, TypeError, IndexError) as error:  # noqa: UP041
+        except (TimeoutError, openai.APIError, ValueError, AttributeError, TypeError, IndexError) as error:  # noqa: UP041
             # the last four: a reply that is cut short, no JSON, or no chat completion
             problem = f"{type(error).__name__}: {hide(error)}"
         if attempt <= retries:  # random, or else all requests that failed together would come back together
@@ -322,25 +383,38 @@ class Journal:
     def __init__(self, path: Path):
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system opens it when this process ends, killed or not
+            fcntl.flock(
+                self.file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system opens it when this process ends, killed or not
         except OSError:
-            raise SystemExit(f"query: another process is writing {path}; wait for it, or set another --out_dir") from None
+            raise SystemExit(
+                f"query: another process is writing {path}; wait for it, or set another --out_dir"
+            ) from None
         torn = path.read_bytes().rpartition(b"\n")[2]
         os.ftruncate(self.file, os.fstat(self.file).st_size - len(torn))
 
     def add(self, record: dict) -> None:
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"  # "replace": half a surrogate pair
+        line = (
+            json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        )  # "replace": half a surrogate pair
         try:
             whole = os.write(self.file, line) == len(line)
         except OSError:
             whole = False
         if not whole:  # the torn line is cut off by the next run
-            raise SystemExit("query: cannot write to out_dir, the disk may be full; make room, the same command goes on from here")
+            raise SystemExit(
+                "query: cannot write to out_dir, the disk may be full; make room, the same command goes on from here"
+            )
 
 
 def answered(folder: Path) -> dict[tuple, dict]:
     """(key, sample) -> answer, of all processes and earlier runs."""
-    return {(r["key"], r["sample"]): r for path in sorted(folder.glob("answers.*jsonl")) for r in lines_of(path) if "key" in r}
+    return {
+        (r["key"], r["sample"]): r
+        for path in sorted(folder.glob("answers.*jsonl"))
+        for r in lines_of(path)
+        if "key" in r
+    }
 
 
 # -----------------------------------------------------------------------------
@@ -355,8 +429,14 @@ def write_parquet(path: Path, rows: list[dict], folder: Path) -> int:
 
     text = {"dtype": "string", "_type": "Value"}
     features = {"image": {"_type": "Image"}, "thinking": text, "problem": text, "solution": text}
-    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("thinking", pa.string()),
-                        ("problem", pa.string()), ("solution", pa.string())])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("thinking", pa.string()),
+            ("problem", pa.string()),
+            ("solution", pa.string()),
+        ]
+    )
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     written = 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -368,8 +448,14 @@ def write_parquet(path: Path, rows: list[dict], folder: Path) -> int:
                 if not image.is_file():
                     continue
                 thinking = f"<think> {row['thinking']} </think>" if row.get("thinking") else None
-                records.append({"image": {"bytes": image.read_bytes(), "path": f"{image.parent.name}_{image.name}"}, "thinking": thinking,
-                                "problem": row["problem"], "solution": f"<answer> {row['solution']} </answer>"})  # fmt: skip
+                records.append(
+                    {
+                        "image": {"bytes": image.read_bytes(), "path": f"{image.parent.name}_{image.name}"},
+                        "thinking": thinking,
+                        "problem": row["problem"],
+                        "solution": f"<answer> {row['solution']} </answer>",
+                    }
+                )
             writer.write_table(pa.Table.from_pylist(records, schema=schema))
             written += len(records)
     return written
@@ -403,15 +489,25 @@ Sources: {sources}. Scenes and images of CLEVR are CC BY 4.0 (Johnson et al., 20
 
 
 if __name__ == "__main__":
-    if any(re.match(r"--api_key_env=(?![A-Z][A-Z0-9_]*$)", argument) for argument in sys.argv):  # before configure prints what changed
-        raise SystemExit("api_key_env: the NAME of an environment variable in capitals, not the key itself; export MY_KEY=... first")
+    if any(
+        re.match(r"--api_key_env=(?![A-Z][A-Z0-9_]*$)", argument) for argument in sys.argv
+    ):  # before configure prints what changed
+        raise SystemExit(
+            "api_key_env: the NAME of an environment variable in capitals, not the key itself; export MY_KEY=... first"
+        )
     config = configure(globals(), sys.argv[1:], __file__)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     say = print if rank == 0 else lambda *a, **k: None
-    stages, asked, folder = ([part.strip() for part in text.split(",") if part.strip()] for text in (stage, families, out_dir))
+    stages, asked, folder = (
+        [part.strip() for part in text.split(",") if part.strip()] for text in (stage, families, out_dir)
+    )
     folder, started = Path(out_dir), time.time()
-    for name, values, legal in (("stage", stages, STAGES), ("families", asked, scenes.FAMILIES), ("teacher", [teacher], TEACHERS),
-                                ("route", [route], ("scene", "rewrite"))):  # fmt: skip
+    for name, values, legal in (
+        ("stage", stages, STAGES),
+        ("families", asked, scenes.FAMILIES),
+        ("teacher", [teacher], TEACHERS),
+        ("route", [route], ("scene", "rewrite")),
+    ):
         for value in values:
             if value not in legal:
                 raise SystemExit(f"{name}: '{value}' is none of {', '.join(legal)}")
@@ -421,55 +517,101 @@ if __name__ == "__main__":
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(f"out_dir: cannot make '{folder}' ({error.strerror}); name another folder with --out_dir") from None
+        raise SystemExit(
+            f"out_dir: cannot make '{folder}' ({error.strerror}); name another folder with --out_dir"
+        ) from None
     if world > 1 and (stages != ["query"] or teacher != "vllm"):
-        raise SystemExit("stage: torchrun is for --stage=query --teacher=vllm; run the other stages with python")
+        raise SystemExit(
+            "stage: torchrun is for --stage=query --teacher=vllm; run the other stages with python"
+        )
 
     def read_lines(name: str, before: str) -> list[dict]:
         if not (folder / name).exists():
-            raise SystemExit(f"{stage.split(',')[0]}: '{folder / name}' does not exist; run --stage={before} first, with this --out_dir")
+            raise SystemExit(
+                f"{stage.split(',')[0]}: '{folder / name}' does not exist; run --stage={before} first, with this --out_dir"
+            )
         return lines_of(folder / name)
 
     def write_lines(name: str, records: list[dict]) -> None:
         write(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
     def dollars(tokens_in: int, tokens_out: int) -> str:
-        return f"${(tokens_in * price_in + tokens_out * price_out) / 1e6:.2f}" if price_in or price_out else "no prices given"
+        return (
+            f"${(tokens_in * price_in + tokens_out * price_out) / 1e6:.2f}"
+            if price_in or price_out
+            else "no prices given"
+        )
 
     # -------------------------------------------------------------------------
     # 1) describe: done anew at every start, since it is quick and comes out the same; images that are there are not drawn again
     # -------------------------------------------------------------------------
     if "describe" in stages:
         sources = (("train", train, train_limit), ("valA", val_a, val_limit), ("valB", val_b, val_limit))
-        parts = {split: describe(source, split, asked, image_root, folder, limit, seed) for split, source, limit in sources if source}
+        parts = {
+            split: describe(source, split, asked, image_root, folder, limit, seed)
+            for split, source, limit in sources
+            if source
+        }
         write_lines("items.jsonl", sum(parts.values(), []))
         for split, part in parts.items():
             common_answers = collections.Counter(item["answer"] for item in part).most_common(6)
-            print(f"describe: {split}: {len(part)} pairs of {len({item['image'] for item in part})} images; most frequent answers "
-                  f"{', '.join(f'{answer} ({100 * n / len(part):.0f} %)' for answer, n in common_answers)}")  # fmt: skip
+            print(
+                f"describe: {split}: {len(part)} pairs of {len({item['image'] for item in part})} images; most frequent answers "
+                f"{', '.join(f'{answer} ({100 * n / len(part):.0f} %)' for answer, n in common_answers)}"
+            )
 
     # -------------------------------------------------------------------------
     # 2) query: only what is missing
     # -------------------------------------------------------------------------
-    settings = {k: config[k] for k in ("teacher", "model", "route", "guided", "system", "temperature", "script_miss", "script_broken")}
+    settings = {
+        k: config[k]
+        for k in (
+            "teacher",
+            "model",
+            "route",
+            "guided",
+            "system",
+            "temperature",
+            "script_miss",
+            "script_broken",
+        )
+    }
     if (folder / "query.json").exists():  # what the answers in this folder were made with
         earlier = json.loads((folder / "query.json").read_text())
         changed = [k for k in settings if earlier.get(k) != settings[k]]
-        if "query" in stages and changed and answered(folder):  # a silent mixture of two teachers helps nobody
-            raise SystemExit(f"{changed[0]}: '{folder}' holds answers with {changed[0]}={earlier.get(changed[0])!r}, now it is "
-                             f"{settings[changed[0]]!r}; set it back, or take another --out_dir")  # fmt: skip
+        if (
+            "query" in stages and changed and answered(folder)
+        ):  # a silent mixture of two teachers helps nobody
+            raise SystemExit(
+                f"{changed[0]}: '{folder}' holds answers with {changed[0]}={earlier.get(changed[0])!r}, now it is "
+                f"{settings[changed[0]]!r}; set it back, or take another --out_dir"
+            )
         settings = settings if "query" in stages else earlier
     if "query" in stages:
-        items, before = [item for item in read_lines("items.jsonl", "describe") if item["split"] == "train"], answered(folder)
+        items, before = (
+            [item for item in read_lines("items.jsonl", "describe") if item["split"] == "train"],
+            answered(folder),
+        )
         if route == "scene" and not all(item["description"] for item in items):
-            raise SystemExit("route: these pairs have no scene in words; --route=rewrite makes chains of thought from image and answer")
+            raise SystemExit(
+                "route: these pairs have no scene in words; --route=rewrite makes chains of thought from image and answer"
+            )
         todo = [(item, k) for k in range(samples) for item in items if (item["key"], k) not in before]
         wanted, tokens, trouble, stop = samples * len(items), [0, 0], 0, ""
-        say(f"query: {wanted} requests to {model if teacher != 'script' else 'the script, which is for demos and tests only'}, "
-            f"{wanted - len(todo)} of them answered before")  # fmt: skip
+        say(
+            f"query: {wanted} requests to {model if teacher != 'script' else 'the script, which is for demos and tests only'}, "
+            f"{wanted - len(todo)} of them answered before"
+        )
         secret = os.environ.get(api_key_env, "").strip() if teacher == "api" else ""
-        if todo and teacher == "api" and not secret and urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1"):
-            raise SystemExit(f"api_key_env: the environment variable {api_key_env} is not set; export {api_key_env}=<your key>")
+        if (
+            todo
+            and teacher == "api"
+            and not secret
+            and urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1")
+        ):
+            raise SystemExit(
+                f"api_key_env: the environment variable {api_key_env} is not set; export {api_key_env}=<your key>"
+            )
         if teacher == "vllm":
             import common
             import sampling
@@ -479,35 +621,65 @@ if __name__ == "__main__":
         if rank == 0:
             write(folder / "query.json", json.dumps(settings))
         suffix = f".rank{rank}" if rank else ""
-        answers, errors = Journal(folder / f"answers{suffix}.jsonl"), Journal(folder / f"errors{suffix}.jsonl")
+        answers, errors = (
+            Journal(folder / f"answers{suffix}.jsonl"),
+            Journal(folder / f"errors{suffix}.jsonl"),
+        )
 
         bar = tqdm(disable=True)
 
-        def start_bar() -> tqdm:  # once the teacher is there: a sentence that ends the run should not hang behind a bar
+        def start_bar() -> (
+            tqdm
+        ):  # once the teacher is there: a sentence that ends the run should not hang behind a bar
             return tqdm(total=wanted, initial=wanted - len(todo), desc="query", disable=rank > 0)
 
         def done(item: dict, sample: int, answer: dict) -> None:
             answers.add({"key": item["key"], "sample": sample, "model": model} | answer)
             tokens[:] = tokens[0] + answer["tokens_in"], tokens[1] + answer["tokens_out"]
-            bar.set_postfix_str(f"{sum(tokens):,} tokens ({dollars(*tokens)}), {trouble} failed", refresh=False)
+            bar.set_postfix_str(
+                f"{sum(tokens):,} tokens ({dollars(*tokens)}), {trouble} failed", refresh=False
+            )
             bar.update()
 
         def failed(item: dict, sample: int, problem: Failed) -> None:
             global trouble
             trouble += 1
-            errors.add({"key": item["key"], "sample": sample, "error": str(problem), "attempts": problem.attempts, "time": time.time()})
+            errors.add(
+                {
+                    "key": item["key"],
+                    "sample": sample,
+                    "error": str(problem),
+                    "attempts": problem.attempts,
+                    "time": time.time(),
+                }
+            )
 
         if teacher == "script" or not todo:
             bar = start_bar()
             for item, sample in todo:
-                done(item, sample, traces.script_answer(item, random.Random(f"{seed}-{item['key']}-{sample}"), script_miss, script_broken))
+                done(
+                    item,
+                    sample,
+                    traces.script_answer(
+                        item, random.Random(f"{seed}-{item['key']}-{sample}"), script_miss, script_broken
+                    ),
+                )
         elif teacher == "vllm":
             from vllm import SamplingParams
 
             try:
-                llm = sampling.start_vllm(model, dtype, max_model_len, gpu_memory=vllm_gpu_memory, seed=seed, cuda=device.type == "cuda")
+                llm = sampling.start_vllm(
+                    model,
+                    dtype,
+                    max_model_len,
+                    gpu_memory=vllm_gpu_memory,
+                    seed=seed,
+                    cuda=device.type == "cuda",
+                )
             except (OSError, ValueError) as error:  # no such model, more tokens than it has places
-                raise SystemExit(f"model: vLLM cannot load '{model}' ({' '.join(str(error).split())[:300]})") from None
+                raise SystemExit(
+                    f"model: vLLM cannot load '{model}' ({' '.join(str(error).split())[:300]})"
+                ) from None
 
             knobs = {"temperature": temperature, "max_tokens": max_tokens} | extra_body
             try:
@@ -517,10 +689,17 @@ if __name__ == "__main__":
 
             def chat(batch: list[tuple]) -> None:
                 """Answers of a batch; a pair that the engine refuses (too long, for example) spoils its own only."""
-                seeds = [sampling.sample_seed(seed, sample, zlib.crc32(item["key"].encode())) for item, sample in batch]
+                seeds = [
+                    sampling.sample_seed(seed, sample, zlib.crc32(item["key"].encode()))
+                    for item, sample in batch
+                ]
                 try:
                     messages = [build_messages(item, route, guided, system, out_dir) for item, _ in batch]
-                    outputs = llm.chat(messages, [SamplingParams.from_optional(**{"seed": s} | knobs) for s in seeds], use_tqdm=False)
+                    outputs = llm.chat(
+                        messages,
+                        [SamplingParams.from_optional(**{"seed": s} | knobs) for s in seeds],
+                        use_tqdm=False,
+                    )
                 except (ValueError, Failed) as problem:
                     if len(batch) == 1:
                         return failed(*batch[0], Failed(str(problem)[:300], 1))
@@ -529,8 +708,18 @@ if __name__ == "__main__":
                     return
                 for pair, output in zip(batch, outputs, strict=True):
                     o = output.outputs[0]
-                    done(*pair, {"reasoning": None, "content": o.text, "finish": o.finish_reason, "attempts": 1, "seconds": 0.0,
-                                 "tokens_in": len(output.prompt_token_ids), "tokens_out": len(o.token_ids)})  # fmt: skip
+                    done(
+                        *pair,
+                        {
+                            "reasoning": None,
+                            "content": o.text,
+                            "finish": o.finish_reason,
+                            "attempts": 1,
+                            "seconds": 0.0,
+                            "tokens_in": len(output.prompt_token_ids),
+                            "tokens_out": len(o.token_ids),
+                        },
+                    )
 
             mine, bar = todo[rank::world], start_bar()
             for i in range(0, len(mine), 256):
@@ -541,20 +730,32 @@ if __name__ == "__main__":
 
             async def query_all() -> str:
                 global bar
-                connection = {"base_url": base_url, "api_key": secret or "none", "max_retries": 0, "timeout": request_seconds}
+                connection = {
+                    "base_url": base_url,
+                    "api_key": secret or "none",
+                    "max_retries": 0,
+                    "timeout": request_seconds,
+                }
                 async with openai.AsyncOpenAI(**connection) as client:
                     try:  # a misspelt address shows now and not after minutes of retries
                         await client.with_options(timeout=30).models.list()
                     except openai.APIConnectionError as error:
-                        raise SystemExit(f"base_url: no server answers at {base_url} ({error}); start it, or correct the address") from None
+                        raise SystemExit(
+                            f"base_url: no server answers at {base_url} ({error}); start it, or correct the address"
+                        ) from None
                     except (openai.APIError, ValueError, AttributeError, TypeError):
                         say(f"query: {base_url} does not list its models; going on, since it answers")
 
                     bar = start_bar()
 
                     async def ask(item: dict, sample: int) -> dict:
-                        request = {"model": model, "messages": build_messages(item, route, guided, system, out_dir),
-                                   "max_tokens": max_tokens, "temperature": temperature, "extra_body": extra_body}  # fmt: skip
+                        request = {
+                            "model": model,
+                            "messages": build_messages(item, route, guided, system, out_dir),
+                            "max_tokens": max_tokens,
+                            "temperature": temperature,
+                            "extra_body": extra_body,
+                        }
                         return await ask_server(client, request, retries, backoff, request_seconds, secret)
 
                     return await ask_all(todo, ask, done, failed, concurrency)
@@ -567,12 +768,16 @@ if __name__ == "__main__":
         every = answered(folder)
         there = sum((item["key"], k) in every for k in range(samples) for item in items)
         total = [sum(a[name] for a in every.values()) for name in ("tokens_in", "tokens_out")]
-        say(f"query: {there} of {wanted} answered, {trouble} failed in this run{' (see errors.jsonl)' if trouble else ''} | "
+        say(
+            f"query: {there} of {wanted} answered, {trouble} failed in this run{' (see errors.jsonl)' if trouble else ''} | "
             f"this run {tokens[0]:,} tokens in, {tokens[1]:,} out ({dollars(*tokens)}), all runs {total[0]:,} in, {total[1]:,} out "
-            f"({dollars(*total)}) | {time.time() - started:.0f} s")  # fmt: skip
+            f"({dollars(*total)}) | {time.time() - started:.0f} s"
+        )
         if stop:
-            raise SystemExit(f"query: stopped ({stop}). Check the connection, base_url, model, and the key in {api_key_env}; "
-                             "the same command goes on from here")  # fmt: skip
+            raise SystemExit(
+                f"query: stopped ({stop}). Check the connection, base_url, model, and the key in {api_key_env}; "
+                "the same command goes on from here"
+            )
 
     # -------------------------------------------------------------------------
     # 3) filter
@@ -584,7 +789,9 @@ if __name__ == "__main__":
             counter = AutoTokenizer.from_pretrained(tokenizer)
 
         def count_tokens(text: str) -> int:
-            return len(counter(text, add_special_tokens=False).input_ids) if tokenizer else (len(text) + 3) // 4
+            return (
+                len(counter(text, add_special_tokens=False).input_ids) if tokenizer else (len(text) + 3) // 4
+            )
 
         items = {item["key"]: item for item in read_lines("items.jsonl", "describe")}
         every, kept, rejected = answered(folder), [], []
@@ -593,17 +800,34 @@ if __name__ == "__main__":
         for (key, sample), answer in tqdm(every.items(), "filter"):
             row, reason, said = None, "its pair is gone", []
             if key in items:
-                row, reason, said = traces.judge(items[key], answer, settings["route"], trace_limit, count_tokens)
+                row, reason, said = traces.judge(
+                    items[key], answer, settings["route"], trace_limit, count_tokens
+                )
             kept += [{"key": key, "sample": sample} | row] if row else []
-            rejected += [{"key": key, "sample": sample, "reason": reason, "said": said, "answer": items.get(key, {}).get("answer"),
-                          "reasoning": answer.get("reasoning"), "content": answer["content"]}] if not row else []  # fmt: skip
+            rejected += (
+                [
+                    {
+                        "key": key,
+                        "sample": sample,
+                        "reason": reason,
+                        "said": said,
+                        "answer": items.get(key, {}).get("answer"),
+                        "reasoning": answer.get("reasoning"),
+                        "content": answer["content"],
+                    }
+                ]
+                if not row
+                else []
+            )
         kept, superfluous = traces.best_of(kept, keep_per_pair, count_tokens)
         rejected += [row | {"reason": reason} for row, reason in superfluous]
         write_lines("kept.jsonl", kept)
         write_lines("rejected.jsonl", rejected)
         counts = {"kept": len(kept)} | dict(collections.Counter(r["reason"] for r in rejected).most_common())
         write(folder / "filter.json", json.dumps(counts, indent=1))
-        print(f"filter: {len(kept)} of {len(every)} traces kept, of {len({row['key'] for row in kept})} pairs")
+        print(
+            f"filter: {len(kept)} of {len(every)} traces kept, of {len({row['key'] for row in kept})} pairs"
+        )
         for what, count in counts.items():
             print(f"  {what:<36}{count:>7}{100 * count / len(every):>7.1f} %")
 
@@ -613,7 +837,9 @@ if __name__ == "__main__":
     if "build" in stages:
         rows = {"train": read_lines("kept.jsonl", "filter")}
         if not rows["train"]:
-            raise SystemExit(f"build: not one trace was kept, so there is nothing to learn from; '{folder}/filter.json' says why")
+            raise SystemExit(
+                f"build: not one trace was kept, so there is nothing to learn from; '{folder}/filter.json' says why"
+            )
         random.Random(seed).shuffle(rows["train"])
         for item in read_lines("items.jsonl", "describe"):
             if item["split"] != "train":
@@ -621,19 +847,34 @@ if __name__ == "__main__":
                 rows.setdefault(item["split"], []).append(row)
         target, fresh = folder / "dataset", folder / "dataset.tmp"
         shutil.rmtree(fresh, ignore_errors=True)
-        written = {split: write_parquet(fresh / "data" / f"{split}-00000-of-00001.parquet", part, folder) for split, part in rows.items()}
+        written = {
+            split: write_parquet(fresh / "data" / f"{split}-00000-of-00001.parquet", part, folder)
+            for split, part in rows.items()
+        }
         for split, part in rows.items():
             if written[split] < len(part):
-                print(f"build: {split}: {len(part) - written[split]} images are not there, their rows are left out")
+                print(
+                    f"build: {split}: {len(part) - written[split]} images are not there, their rows are left out"
+                )
         counts = json.loads((folder / "filter.json").read_text()) if (folder / "filter.json").exists() else {}
-        write(fresh / "README.md", CARD.format(
-            files="\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in written),
-            splits="\n".join(f"| {s} | {n} | {'distilled' if s == 'train' else 'questions and answers'} |" for s, n in written.items()),
-            teacher=settings["model"] if settings["teacher"] != "script" else "a script of rules, no model: for demos and tests only",
-            given="each scene in words" if settings["route"] == "scene" else "the image and the known answer",
-            counts="\n".join(f"| {k} | {v} |" for k, v in counts.items()),
-            sources=", ".join(f"`{s}`" for s in (train, val_a, val_b) if s),
-        ))  # fmt: skip
+        write(
+            fresh / "README.md",
+            CARD.format(
+                files="\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in written),
+                splits="\n".join(
+                    f"| {s} | {n} | {'distilled' if s == 'train' else 'questions and answers'} |"
+                    for s, n in written.items()
+                ),
+                teacher=settings["model"]
+                if settings["teacher"] != "script"
+                else "a script of rules, no model: for demos and tests only",
+                given="each scene in words"
+                if settings["route"] == "scene"
+                else "the image and the known answer",
+                counts="\n".join(f"| {k} | {v} |" for k, v in counts.items()),
+                sources=", ".join(f"`{s}`" for s in (train, val_a, val_b) if s),
+            ),
+        )
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
         print(f"build: {target}/ with {', '.join(f'{n} rows {split}' for split, n in written.items())}")
@@ -644,6 +885,8 @@ if __name__ == "__main__":
                 HfApi().create_repo(push_to, repo_type="dataset", private=True, exist_ok=True)
                 HfApi().upload_folder(repo_id=push_to, folder_path=str(target), repo_type="dataset")
             except Exception as error:  # of the hub, of the network, of the login: a dozen classes
-                raise SystemExit(f"push_to: the data set is in {target}/ but was not uploaded ({str(error).strip().splitlines()[0]}); "
-                                 "log in with `hf auth login`, then --stage=build again") from None  # fmt: skip
+                raise SystemExit(
+                    f"push_to: the data set is in {target}/ but was not uploaded ({str(error).strip().splitlines()[0]}); "
+                    "log in with `hf auth login`, then --stage=build again"
+                ) from None
             print(f"build: pushed to https://huggingface.co/datasets/{push_to}")

@@ -30,12 +30,13 @@ import sys
 import time
 from pathlib import Path
 
-import benchmarks
 import report
 import results
 import rewards
 from configurator import configure
+from tasks import benchmarks
 
+# fmt: off
 # -----------------------------------------------------------------------------
 # default config: greedy, each benchmark's own prompt; override with  eval.py configs/x.py --key=value
 # policy
@@ -77,6 +78,7 @@ regrade = ""              # files to grade again
 compare = ""              # 'a.json,b.json': the same rows, two checkpoints
 metric = "accuracy"       # for compare: 'accuracy', 'lenient' or 'published'
 # -----------------------------------------------------------------------------
+# fmt: on
 
 
 if __name__ == "__main__":
@@ -84,6 +86,7 @@ if __name__ == "__main__":
     if metric not in results.METRICS:
         raise SystemExit(f"metric: {metric!r} is none of {', '.join(results.METRICS)}")
     if regrade or compare:  # before torch is imported
+
         def rule_for(path):  # --bench=mmmu, or a file that is called mmmu.json
             named = next(iter(benchmarks.choose(bench)), path.stem)
             return benchmarks.BENCHMARKS[named].rule if named in benchmarks.BENCHMARKS else None
@@ -91,12 +94,23 @@ if __name__ == "__main__":
         for path in map(Path, filter(None, regrade.split(","))):
             folder = Path(out_dir) if out_dir else path.parent
             record = results.regrade(path, folder, task, rule_for(path))
-            report.eval_page(folder / f"{path.stem}.regraded.html", str(path), "graded again", {"": {path.stem: record}}, {}, page_rows)
+            report.eval_page(
+                folder / f"{path.stem}.regraded.html",
+                str(path),
+                "graded again",
+                {"": {path.stem: record}},
+                {},
+                page_rows,
+            )
         if compare:
             paths = [Path(p) for p in compare.split(",")]
             if len(paths) != 2:
-                raise SystemExit(f"compare: {len(paths)} file(s); name two, as in --compare=before.json,after.json")
-            found = results.compare(*(results.read_graded(path, task, rule_for(path), metric) for path in paths), metric)
+                raise SystemExit(
+                    f"compare: {len(paths)} file(s); name two, as in --compare=before.json,after.json"
+                )
+            found = results.compare(
+                *(results.read_graded(path, task, rule_for(path), metric) for path in paths), metric
+            )
             results.print_comparison(found, paths)
             if out_dir:
                 results.write(Path(out_dir, "compare.json"), json.dumps(found, indent=1, ensure_ascii=False))
@@ -105,33 +119,50 @@ if __name__ == "__main__":
     scorer = rewards.Scorer(score_workers)  # before CUDA and the engine, which its processes must not inherit
     import common
     import data
-    import model as models
+    import qwen
     import sampling
 
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    chosen = benchmarks.choose(bench) | {k: v for k, v in sources.items() if v} | ({"eval": data_source} if data_source else {})
+    chosen = (
+        benchmarks.choose(bench)
+        | {k: v for k, v in sources.items() if v}
+        | ({"eval": data_source} if data_source else {})
+    )
     paths = [path.strip().rstrip("/") for path in model.split(",") if path.strip()]
     if not paths or not chosen:
-        raise SystemExit("eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl")
+        raise SystemExit(
+            "eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl"
+        )
     common.check_choices(config)
     if samples > 1 and temperature == 0:
-        raise SystemExit(f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1")
+        raise SystemExit(
+            f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1"
+        )
     labels = results.short_names(paths)
-    folders = {path: Path(out_dir, labels[path] if len(paths) > 1 else "") if out_dir else Path(path, "eval") for path in paths}
+    folders = {
+        path: Path(out_dir, labels[path] if len(paths) > 1 else "") if out_dir else Path(path, "eval")
+        for path in paths
+    }
 
     # -------------------------------------------------------------------------
     # data
     # -------------------------------------------------------------------------
-    facts = {name: benchmarks.BENCHMARKS.get(name) for name in chosen}  # None for a source that is no benchmark
+    facts = {
+        name: benchmarks.BENCHMARKS.get(name) for name in chosen
+    }  # None for a source that is no benchmark
     tokens = {name: max_completion_length or (b.tokens if b else 256) for name, b in facts.items()}
     rules = {name: b.rule if b else None for name, b in facts.items()}
     wording = "own prompts" if template == "auto" else f"{template} prompt"
     loaded, missing = {}, []
     for name, source in chosen.items():
         try:
-            loaded[name] = data.load_rows(source, facts[name].split if facts[name] else data_split, columns, image_root, task)
-        except SystemExit as problem:  # all at once: nobody wants to learn of the second missing download after the first
+            loaded[name] = data.load_rows(
+                source, facts[name].split if facts[name] else data_split, columns, image_root, task
+            )
+        except (
+            SystemExit
+        ) as problem:  # all at once: nobody wants to learn of the second missing download after the first
             missing.append(str(problem))
     if missing:
         raise SystemExit("\n".join(missing))
@@ -143,37 +174,78 @@ if __name__ == "__main__":
 
     def shape(path):
         text = AutoConfig.from_pretrained(path).get_text_config()
-        return text.model_type, text.hidden_size, text.num_hidden_layers, text.intermediate_size, text.vocab_size
+        return (
+            text.model_type,
+            text.hidden_size,
+            text.num_hidden_layers,
+            text.intermediate_size,
+            text.vocab_size,
+        )
 
     def start(path, policy):
         """The sampler with the weights of `path`. vLLM starts once and then takes the next checkpoint's weights, as in training."""
         if backend == "hf":
-            return models.load_model(path, dtype, attn, device, say)
+            return qwen.load_model(path, dtype, attn, device, say)
         if policy is None:
             return sampling.start_vllm(
-                path, dtype, max_prompt_length + max(tokens.values()), data.MAX_IMAGES, data.processor_limits(processor, max_pixels),
-                gpu_memory=vllm_gpu_memory, seed=seed, cuda=device.type == "cuda",
-            )  # fmt: skip
+                path,
+                dtype,
+                max_prompt_length + max(tokens.values()),
+                data.MAX_IMAGES,
+                data.processor_limits(processor, max_pixels),
+                gpu_memory=vllm_gpu_memory,
+                seed=seed,
+                cuda=device.type == "cuda",
+            )
         if shape(path) != shape(ready):
-            raise SystemExit(f"model: '{path}' is of another size or family than '{ready}', so one vLLM engine cannot take both in turn; "
-                             f"what is done is kept: run the same command again, and it goes on with '{path}'")  # fmt: skip
-        sampling.sync_weights(policy, models.load_model(path, dtype, say=say).named_parameters(remove_duplicate=False))
+            raise SystemExit(
+                f"model: '{path}' is of another size or family than '{ready}', so one vLLM engine cannot take both in turn; "
+                f"what is done is kept: run the same command again, and it goes on with '{path}'"
+            )
+        sampling.sync_weights(
+            policy, qwen.load_model(path, dtype, say=say).named_parameters(remove_duplicate=False)
+        )
         return policy
 
     # -------------------------------------------------------------------------
     # generate and score
     # -------------------------------------------------------------------------
     draw, policy, ready = sampling.rollout_vllm if backend == "vllm" else sampling.rollout_hf, None, ""
-    started, tables, records, reader = time.time(), {path: {} for path in paths}, {path: {} for path in paths}, data.reader_threads()
+    started, tables, records, reader = (
+        time.time(),
+        {path: {} for path in paths},
+        {path: {} for path in paths},
+        data.reader_threads(),
+    )
     for path in paths:
-        folder, processor = folders[path], models.load_processor(path)
+        folder, processor = folders[path], qwen.load_processor(path)
         tokenizer = processor.tokenizer
-        settings = {"top_p": top_p, "top_k": top_k, "banned": models.banned_ids(AutoConfig.from_pretrained(path), processor),
-                    "end": models.end_ids(processor), "progress": rank == 0}  # fmt: skip
+        settings = {
+            "top_p": top_p,
+            "top_k": top_k,
+            "banned": qwen.banned_ids(AutoConfig.from_pretrained(path), processor),
+            "end": qwen.end_ids(processor),
+            "progress": rank == 0,
+        }
         for name, rows in loaded.items():
             # what an earlier run has done; the checkpoint counts by its weights, since a path can be trained anew
-            fixed = ("dtype", "backend", "template", "max_prompt_length", "min_pixels", "max_pixels", "box_frame", "samples", "temperature",
-                     "top_p", "top_k", "seed", "columns", "image_root", "task")  # fmt: skip
+            fixed = (
+                "dtype",
+                "backend",
+                "template",
+                "max_prompt_length",
+                "min_pixels",
+                "max_pixels",
+                "box_frame",
+                "samples",
+                "temperature",
+                "top_p",
+                "top_k",
+                "seed",
+                "columns",
+                "image_root",
+                "task",
+            )
             knobs = {k: config[k] for k in fixed}
             knobs |= {"source": chosen[name], "tokens": tokens[name], "weights": results.fingerprint(path)}
             if not resume and rank == 0:
@@ -182,7 +254,10 @@ if __name__ == "__main__":
             done, total = results.read_progress(folder, name, knobs), min(len(rows), limit or len(rows))
             common.all_gather(None)
             todo = [index for index in range(total) if index not in done]
-            say(f"eval: {name}: {total} rows, {wording}" + (f", {total - len(todo)} of them done before" if done else ""))
+            say(
+                f"eval: {name}: {total} rows, {wording}"
+                + (f", {total - len(todo)} of them done before" if done else "")
+            )
             if todo and ready != path:
                 policy = policy if backend == "vllm" else None  # two models may not fit beside each other
                 policy, ready = start(path, policy), path
@@ -193,9 +268,19 @@ if __name__ == "__main__":
                 """(index, prompt, "") or, of a row that cannot be used, (index, None, why): no row may end the run."""
                 try:
                     row = rows[index]
-                    return index, data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame), ""
+                    return (
+                        index,
+                        data.encode_prompt(
+                            row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
+                        ),
+                        "",
+                    )
                 except Exception as problem:
-                    kind = "" if isinstance(problem, data.BadRow) else f"row {rows.name}:{index}: {type(problem).__name__}: "
+                    kind = (
+                        ""
+                        if isinstance(problem, data.BadRow)
+                        else f"row {rows.name}:{index}: {type(problem).__name__}: "
+                    )
                     return index, None, f"{kind}{problem}"
 
             progress, new = results.Progress(folder, name, rank, knobs) if mine else None, {}
@@ -207,12 +292,28 @@ if __name__ == "__main__":
                 good = [(index, prompt) for index, prompt, _ in part if prompt]
                 seeds, groups = [sampling.sample_seed(seed, 0, index) for index, _ in good], []
                 if good:
-                    groups = draw(policy, [p for _, p in good], samples, seeds, temperature, max_tokens=tokens[name], **settings)
+                    groups = draw(
+                        policy,
+                        [p for _, p in good],
+                        samples,
+                        seeds,
+                        temperature,
+                        max_tokens=tokens[name],
+                        **settings,
+                    )
                 waiting = []
                 for (index, prompt), group in zip(good, groups, strict=True):
-                    entry = {"index": index} | {k: prompt["row"][k] for k in results.FACTS if k in prompt["row"]}
-                    entry["outputs"] = [{"text": tokenizer.decode(c.ids, skip_special_tokens=True), "tokens": len(c.ids),
-                                         "finished": c.finished} for c in group]  # fmt: skip
+                    entry = {"index": index} | {
+                        k: prompt["row"][k] for k in results.FACTS if k in prompt["row"]
+                    }
+                    entry["outputs"] = [
+                        {
+                            "text": tokenizer.decode(c.ids, skip_special_tokens=True),
+                            "tokens": len(c.ids),
+                            "finished": c.finished,
+                        }
+                        for c in group
+                    ]
                     waiting.append((entry, scorer.run(results.grade, entry, rules[name])))
                 for entry, graded in waiting:
                     try:
@@ -229,15 +330,33 @@ if __name__ == "__main__":
 
             for part in common.all_gather(new):
                 done |= part
-            entries = [done[index] for index in sorted(done) if index < total and "skipped" not in done[index]]
-            bad = {index: entry["skipped"] for index, entry in sorted(done.items()) if index < total and "skipped" in entry}
+            entries = [
+                done[index] for index in sorted(done) if index < total and "skipped" not in done[index]
+            ]
+            bad = {
+                index: entry["skipped"]
+                for index, entry in sorted(done.items())
+                if index < total and "skipped" in entry
+            }
             if not entries:
-                say(f"eval: none of the {total} rows of '{name}' can be used; the first: {next(iter(bad.values()))}")
+                say(
+                    f"eval: none of the {total} rows of '{name}' can be used; the first: {next(iter(bad.values()))}"
+                )
                 continue
             tables[path][name] = results.summary(entries, len(bad))
-            records[path][name] = {"name": name, "model": path, "source": chosen[name], **tables[path][name], "skipped_rows": bad,
-                                   "knobs": knobs, "config": config, "results": entries}  # fmt: skip
-            if rank == 0 and len(done) <= total:  # a second look with a smaller --limit does not cut what is there
+            records[path][name] = {
+                "name": name,
+                "model": path,
+                "source": chosen[name],
+                **tables[path][name],
+                "skipped_rows": bad,
+                "knobs": knobs,
+                "config": config,
+                "results": entries,
+            }
+            if (
+                rank == 0 and len(done) <= total
+            ):  # a second look with a smaller --limit does not cut what is there
                 results.write_results(folder, name, records[path][name])
                 results.forget(folder, name, parts_only=True)
     # -------------------------------------------------------------------------
@@ -257,6 +376,8 @@ if __name__ == "__main__":
             results.print_matrix(matrix)
             results.write(top / "matrix.json", json.dumps(matrix, indent=1))
         report.eval_page(top / "eval.html", ", ".join(labels.values()), how, named, loaded, page_rows, matrix)
-    say(f"{common.clock(time.time() - started)}, every output in {', '.join(f'{folder}/' for folder in folders.values())}")
+    say(
+        f"{common.clock(time.time() - started)}, every output in {', '.join(f'{folder}/' for folder in folders.values())}"
+    )
     scorer.close()
     common.finish(policy)

@@ -20,12 +20,32 @@ import numpy as np
 
 from results import wilson, write
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for the colour-blind
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe-Ito: safe for the colour-blind
 GREY, INK = "#6b7280", "#1f2937"
-LOOK = {"axes.edgecolor": "#9ca3af", "axes.grid": True, "axes.axisbelow": True, "axes.spines.right": False,
-        "axes.spines.top": False, "grid.color": "#e9ebee", "xtick.color": GREY, "ytick.color": GREY, "font.size": 8.5,
-        "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 0.9, "legend.handletextpad": 0.4,
-        "legend.columnspacing": 0.9, "legend.borderaxespad": 0.1}  # fmt: skip
+LOOK = {
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": "#e9ebee",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "font.size": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 0.9,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 0.9,
+    "legend.borderaxespad": 0.1,
+}
 MAX_BYTES = 7_000_000  # of the groups in the page; the curves come on top
 
 
@@ -40,9 +60,13 @@ def parse(text: bytes) -> dict:
 
 def read_metrics(out_dir: Path) -> list[dict]:
     path = out_dir / "metrics.jsonl"
-    rows = [row for row in map(parse, path.read_bytes().splitlines()) if "step" in row] if path.is_file() else []
+    rows = (
+        [row for row in map(parse, path.read_bytes().splitlines()) if "step" in row] if path.is_file() else []
+    )
     if not rows:
-        raise SystemExit(f"report: '{path}' is missing or has no full line; give the out_dir of a run that made a step")
+        raise SystemExit(
+            f"report: '{path}' is missing or has no full line; give the out_dir of a run that made a step"
+        )
     return rows
 
 
@@ -50,26 +74,48 @@ def describe(out_dir: Path) -> dict:
     """Name of the run and the line below it: model, commit, device, start. What the files do not say is left out."""
     files = out_dir / "config.json", out_dir / "run.json"
     config, run = (parse(file.read_bytes()) if file.is_file() else {} for file in files)
-    facts = [config.get("model"), f"commit {run.get('commit', 'unknown')}", run.get("device"), run.get("started")]
+    facts = [
+        config.get("model"),
+        f"commit {run.get('commit', 'unknown')}",
+        run.get("device"),
+        run.get("started"),
+    ]
     return {"name": out_dir.resolve().name, "facts": "  ·  ".join(str(fact) for fact in facts if fact)}
 
 
 def pick_groups(path: Path) -> tuple[list[dict], int]:
     """Groups for the page, spread evenly over the steps, those with images first; and how many groups the run has."""
-    at, offset = {}, 0  # step -> [(has no image, place in the file, bytes in the page)]: a long run would fill memory
+    at, offset = (
+        {},
+        0,
+    )  # step -> [(has no image, place in the file, bytes in the page)]: a long run would fill memory
     with open(path, "rb") as file:
         for line in file:
             entry = parse(line)
             if "completions" in entry:  # a '<' takes 6 bytes in the page
-                at.setdefault(entry["step"], []).append((not entry["images"], offset, len(line) + 5 * line.count(b"<")))
+                at.setdefault(entry["step"], []).append(
+                    (not entry["images"], offset, len(line) + 5 * line.count(b"<"))
+                )
             offset += len(line)
         # what is too much for one page is thinned out: first the groups of a step, then the steps
-        for n_steps, per_step in ((60, 8), (60, 4), (60, 2), (40, 2), (25, 2), (12, 2), (6, 2), (3, 1), (1, 1)):
+        for n_steps, per_step in (
+            (60, 8),
+            (60, 4),
+            (60, 2),
+            (40, 2),
+            (25, 2),
+            (12, 2),
+            (6, 2),
+            (3, 1),
+            (1, 1),
+        ):
             places = np.linspace(0, len(at) - 1, min(n_steps, len(at))).round().astype(int)
             picked = [group for i in places for group in sorted(at[sorted(at)[i]])[:per_step]]
             if sum(size for *_, size in picked) <= MAX_BYTES:
                 break
-        return [parse(file.readline()) for _, place, _ in picked if file.seek(place) >= 0], sum(map(len, at.values()))
+        return [parse(file.readline()) for _, place, _ in picked if file.seek(place) >= 0], sum(
+            map(len, at.values())
+        )
 
 
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -96,16 +142,26 @@ def panels(rows: list[dict]) -> list[tuple]:
         ("Loss", {} if parts else {"loss": "nats per response token"}, {}),
         ("Learning rate", {} if parts else {"lr": "of the step"}, {}),
         ("Rewards", parts, {}),
-        (f"Held-out accuracy{scores}", {"eval_accuracy": "accuracy, 95% interval", "eval_format": "format"}, {}),
+        (
+            f"Held-out accuracy{scores}",
+            {"eval_accuracy": "accuracy, 95% interval", "eval_format": "format"},
+            {},
+        ),
         ("Completion length", {"length": "tokens"}, {"finished": "finished (right axis)"}),
         ("KL to the reference", {"kl": "k3, per token"}, {"clip_fraction": "clipped (right axis)"}),
-        ("Groups without spread", {"flat_groups": "share of groups", "reward_std": "reward std in a group"}, {}),
+        (
+            "Groups without spread",
+            {"flat_groups": "share of groups", "reward_std": "reward std in a group"},
+            {},
+        ),
         ("Entropy", {"entropy": "nats per response token"}, {}),
         ("Seconds per step", {k: k[8:] for k in live if k.startswith("seconds_")}, {}),
         ("Gradient norm", {"grad_norm": "before clipping"}, {}),
         ("Sampler against trainer", {"mismatch": "mean |difference of log p|"}, {}),
     ]
-    drawn = [(title, *({k: v for k, v in side.items() if k in live} for side in sides)) for title, *sides in table]
+    drawn = [
+        (title, *({k: v for k, v in side.items() if k in live} for side in sides)) for title, *sides in table
+    ]
     return [panel for panel in drawn if panel[1]]
 
 
@@ -127,7 +183,9 @@ def draw_lines(ax, rows: list[dict], labels: dict, colors) -> list:
 
 def draw_eval(ax, rows: list[dict], labels: dict) -> list:
     (steps, values), (_, sizes) = series(rows, "eval_accuracy"), series(rows, "eval_n")
-    bars = np.abs(np.array([wilson(v * n, n) for v, n in zip(values, sizes, strict=True)]).T - values)  # below, above
+    bars = np.abs(
+        np.array([wilson(v * n, n) for v, n in zip(values, sizes, strict=True)]).T - values
+    )  # below, above
     style = {"color": PALETTE[0], "markersize": 4, "capsize": 2.5, "linewidth": 1.6, "elinewidth": 1.1}
     handles = ax.plot(*series(rows, "eval_format"), "--", color=GREY, linewidth=1.2, label="format")
     ax.set_ylim(-0.03, 1.05)
@@ -141,9 +199,13 @@ def draw_seconds(ax, rows: list[dict], labels: dict) -> list:
     total, order = sum(times.values()), sorted(times, key=lambda name: -times[name].sum())
     layers = {name: times[name] for name in order[:4] if times[name].sum() > 0.02 * total.sum()}
     layers["other"] = total - sum(layers.values())
-    ax.set(xmargin=0, ylim=(0, min(smooth(total).max(), 4 * np.median(total)) * 1.05))  # a slow first step is cut off
+    ax.set(
+        xmargin=0, ylim=(0, min(smooth(total).max(), 4 * np.median(total)) * 1.05)
+    )  # a slow first step is cut off
     colors = [*PALETTE[: len(layers) - 1], "#c4c8cf"]
-    return ax.stackplot([r["step"] for r in rows], *map(smooth, layers.values()), labels=layers, colors=colors)
+    return ax.stackplot(
+        [r["step"] for r in rows], *map(smooth, layers.values()), labels=layers, colors=colors
+    )
 
 
 def curves(rows: list[dict], about: dict) -> bytes:
@@ -171,7 +233,9 @@ def curves(rows: list[dict], about: dict) -> bytes:
             ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=19)
             ax.set_xlabel("step" if i >= len(shown) - columns else "", color=GREY)
             # between title and axes it covers no curve; outside the layout, or a long one would narrow its column
-            ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.025, 0.985), ncols=7).set_in_layout(False)
+            ax.legend(
+                handles=handles, loc="lower left", bbox_to_anchor=(-0.025, 0.985), ncols=7
+            ).set_in_layout(False)
         note = "  ·  faint: every step, line: mean over 5% of the run" if len(rows) >= 40 else ""
         fig.text(0.012, 1 - 0.1 / height, about["name"], fontsize=14, fontweight="bold", va="top", color=INK)
         fig.text(0.012, 1 - 0.38 / height, about["facts"] + note, fontsize=8.5, va="top", color=GREY)
@@ -215,14 +279,18 @@ function list(hits, card, limit, again, what) {
   $("more").onclick = () => again(limit + 100); $("count").textContent = `${hits.length} match; ${what}` }
 document.title = $("name").textContent = D.name; $("facts").textContent = D.facts
 """
-PAGE = HEAD + r"""<h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
+PAGE = (
+    HEAD
+    + r"""<h1 id="name"></h1><div class="dim" id="facts"></div><details open><summary>Curves</summary><img id="curves">
 </details><nav><input type="search" id="text" placeholder="find text or id"><select id="sort">
 <option value="step 1">first steps first<option value="step -1">last steps first<option value="mean -1">highest reward
 <option value="mean 1">lowest reward<option value="std -1">widest spread<option value="std 1">narrowest spread</select>
 <label>steps <input type="range" id="from"> <input type="range" id="to"> <span id="range"></span></label>
 <label><input type="checkbox" id="spread"> only groups with spread</label>
 <label><input type="checkbox" id="wrong"> only wrong completions</label><small class="dim" id="count"></small></nav>
-""" + TOOLS + r"""const sum = list => list.reduce((a, b) => a + b, 0), steps = [...new Set(D.groups.map(g => g.step))]
+"""
+    + TOOLS
+    + r"""const sum = list => list.reduce((a, b) => a + b, 0), steps = [...new Set(D.groups.map(g => g.step))]
 for (const g of D.groups) {
   g.r = g.completions.map(c => c.reward); g.mean = sum(g.r) / g.r.length
   g.std = Math.sqrt(sum(g.r.map(x => (x - g.mean) ** 2)) / (g.r.length - 1))  // n - 1, as the trainer
@@ -254,8 +322,11 @@ $("curves").src = D.curves
 document.querySelector("nav").oninput = () => show(); show()
 </script></html>
 """
+)
 
-EVAL_PAGE = HEAD + r"""<style>article { grid: auto / 210px minmax(0, 1fr) } .problem, .options { white-space: pre-wrap }
+EVAL_PAGE = (
+    HEAD
+    + r"""<style>article { grid: auto / 210px minmax(0, 1fr) } .problem, .options { white-space: pre-wrap }
 .options { margin: 4px 0 } #tables td, #tables th { width: auto } #tables td:first-child, #tables th:first-child { text-align: left;
   color: inherit; border-left: none } td.given { min-width: 60px; max-width: 220px; white-space: pre-wrap } .yes { color: var(--good) }
 .no { color: var(--bad) } article td { font-size: 13px }</style><h1 id="name"></h1><div class="dim" id="facts"></div>
@@ -266,7 +337,9 @@ placeholder="find text, id or label"><select id="bench"><option value="">all ben
 <option value="disputed">ours and the published rule differ<option value="flipped">checkpoints differ
 <option value="regraded">ours and the recorded verdict differ
 <option value="cut">cut off</select><small class="dim" id="count"></small></nav>
-""" + TOOLS + r"""const percent = x => x == null ? "–" : (100 * x).toFixed(1) + " %"
+"""
+    + TOOLS
+    + r"""const percent = x => x == null ? "–" : (100 * x).toFixed(1) + " %"
 const tests = { "": () => true, wrong: o => o.accuracy < 1, right: o => o.accuracy == 1, lost: o => o.lenient < 1,
   untagged: o => o.lenient == 1 && o.accuracy < 1, disputed: o => o.published != null && o.published != o.lenient,
   regraded: o => o.recorded != null && o.recorded != o.lenient, flipped: () => true, cut: o => o.finished === false }
@@ -318,9 +391,18 @@ function show(limit = 30) {
 document.querySelector("nav").oninput = () => show(); show()
 </script></html>
 """
+)
 
 
-def eval_page(path: Path, name: str, facts: str, records: dict[str, dict[str, dict]], sources: dict, limit: int, matrix=None) -> None:
+def eval_page(
+    path: Path,
+    name: str,
+    facts: str,
+    records: dict[str, dict[str, dict]],
+    sources: dict,
+    limit: int,
+    matrix=None,
+) -> None:
     """One page of an evaluation. records: {checkpoint: {benchmark: record}} as in the JSON; sources: {benchmark: rows}, for the images.
 
     Holds the first `limit` rows of each benchmark, fewer if there are many benchmarks, so that a browser can still open it.
@@ -331,22 +413,37 @@ def eval_page(path: Path, name: str, facts: str, records: dict[str, dict[str, di
         return
     for model, found in records.items():
         keys = ("n", "accuracy", "interval", "lenient", "published", "format", "skipped", "categories")
-        figures += [{"model": model, "bench": bench} | {k: record.get(k) for k in keys} for bench, record in found.items()]
+        figures += [
+            {"model": model, "bench": bench} | {k: record.get(k) for k in keys}
+            for bench, record in found.items()
+        ]
     for bench in first:
         entries = {}  # rows of all checkpoints, since one may have skipped what another could read
         for model, found in records.items():
             for e in found.get(bench, {"results": []})["results"]:
                 entries.setdefault(e["index"], (e, []))[1].extend({"model": model} | o for o in e["outputs"])
         for index, (e, outputs) in sorted(entries.items())[:limit]:
-            row = {k: e.get(k) for k in ("id", "problem", "solution", "task", "options", "labels")} | {"bench": bench, "images": []}
+            row = {k: e.get(k) for k in ("id", "problem", "solution", "task", "options", "labels")} | {
+                "bench": bench,
+                "images": [],
+            }
             if bench in sources:
                 import data  # here, since pages of old files do without it
 
-                with contextlib.suppress(Exception):  # a picture that has gone in the meantime is no reason to lose the page
+                with contextlib.suppress(
+                    Exception
+                ):  # a picture that has gone in the meantime is no reason to lose the page
                     row["images"] = [data.thumbnail(image, 240) for image in sources[bench][index]["images"]]
             rows.append(row | {"outputs": outputs})
     total = sum(record["n"] for record in first.values())
-    content = {"name": name, "facts": facts, "figures": figures, "matrix": matrix, "rows": rows, "total": total}
+    content = {
+        "name": name,
+        "facts": facts,
+        "figures": figures,
+        "matrix": matrix,
+        "rows": rows,
+        "total": total,
+    }
     write(path, fill(EVAL_PAGE, content))
 
 
@@ -361,7 +458,9 @@ def main(out_dir: Path) -> None:
     groups, total = pick_groups(rollouts) if rollouts.is_file() else ([], 0)
     if groups:
         image = "data:image/png;base64," + base64.b64encode(files[out_dir / "curves.png"]).decode()
-        files[out_dir / "rollouts.html"] = fill(PAGE, about | {"curves": image, "groups": groups, "total": total}).encode()
+        files[out_dir / "rollouts.html"] = fill(
+            PAGE, about | {"curves": image, "groups": groups, "total": total}
+        ).encode()
     for path, content in files.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the pid: two reports may run at once
         temporary.write_bytes(content)

@@ -15,8 +15,21 @@ from pathlib import Path
 
 import rewards
 
-METRICS = ("accuracy", "lenient", "published")  # strict tag; any clear answer; the rule of the benchmark's original script
-FACTS = ("id", "problem", "solution", "task", "options", "labels", "image_size", "box_frame")  # of a row, kept for grading again
+METRICS = (
+    "accuracy",
+    "lenient",
+    "published",
+)  # strict tag; any clear answer; the rule of the benchmark's original script
+FACTS = (
+    "id",
+    "problem",
+    "solution",
+    "task",
+    "options",
+    "labels",
+    "image_size",
+    "box_frame",
+)  # of a row, kept for grading again
 
 # -----------------------------------------------------------------------------
 # statistics
@@ -82,7 +95,11 @@ def majority(outputs: list[dict]) -> float:
     answers = [rewards.extract_answer(o["text"], strict=True) for o in outputs]
     votes = Counter(rewards.clean(a).casefold() for a in answers if a)
     winner = votes.most_common(1)[0][0] if votes else None
-    right = (o["accuracy"] for a, o in zip(answers, outputs, strict=True) if a and rewards.clean(a).casefold() == winner)
+    right = (
+        o["accuracy"]
+        for a, o in zip(answers, outputs, strict=True)
+        if a and rewards.clean(a).casefold() == winner
+    )
     return next(right, 0.0)
 
 
@@ -95,7 +112,9 @@ def grade(entry: dict, rule=None) -> dict:
     """The entry with a verdict on each output: answer, accuracy, format, lenient, and published if the benchmark has a rule."""
     for o in entry["outputs"]:
         o["answer"] = rewards.extract_answer(o["text"], strict=False)
-        o |= rewards.score(o["text"], {**entry, "reward_func": None}, names=("accuracy", "format"))  # whatever the row was paid for
+        o |= rewards.score(
+            o["text"], {**entry, "reward_func": None}, names=("accuracy", "format")
+        )  # whatever the row was paid for
         o["lenient"] = rewards.accuracy_reward(o["text"], entry, strict=False)
         if rule:
             o["published"] = float(rule(o["text"], entry))
@@ -125,12 +144,20 @@ def categories(entries: list[dict]) -> dict:
     def order(value):
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", value)]  # 2 before 10
 
-    return {key: {v: share(values[v], "accuracy") for v in sorted(values, key=order)} for key, values in groups.items() if len(values) > 1}
+    return {
+        key: {v: share(values[v], "accuracy") for v in sorted(values, key=order)}
+        for key, values in groups.items()
+        if len(values) > 1
+    }
 
 
 def summary(entries: list[dict], skipped: int = 0) -> dict:
     """All figures of a list of graded entries (at least one)."""
-    found = share(entries, "accuracy") | {"skipped": skipped} | {k: mean(entries, k) for k in ("lenient", "format")}
+    found = (
+        share(entries, "accuracy")
+        | {"skipped": skipped}
+        | {k: mean(entries, k) for k in ("lenient", "format")}
+    )
     found |= {"length": mean(entries, "tokens"), "finished": mean(entries, "finished")}
     if mean(entries, "published") is not None:
         found["published"] = mean(entries, "published")
@@ -149,18 +176,29 @@ def percent(value: float | None) -> str:
 
 def print_table(table: dict[str, dict], with_categories: bool = False, say=print) -> None:
     """One line per benchmark, and under it one per category if asked for."""
-    ks = list(dict.fromkeys(k for t in table.values() for k in t.get("pass_at_k", {})))  # empty for one sample per row
+    ks = list(
+        dict.fromkeys(k for t in table.values() for k in t.get("pass_at_k", {}))
+    )  # empty for one sample per row
     more = [f"maj@{ks[-1]}", *(f"pass@{k}" for k in ks[1:])] if ks else []
 
     def left(name, t):
-        return f"{name:<20}{t['n']:>7}{percent(t['accuracy']):>10}{' - '.join(map(percent, t['interval'])):>17}"
+        return (
+            f"{name:<20}{t['n']:>7}{percent(t['accuracy']):>10}{' - '.join(map(percent, t['interval'])):>17}"
+        )
 
     titles = ["lenient", "published", "format", "length", "skipped", *more]
-    say(f"{'source':<20}{'n':>7}{'accuracy':>10}{'95 % interval':>17}" + "".join(f"{title:>10}" for title in titles))
+    say(
+        f"{'source':<20}{'n':>7}{'accuracy':>10}{'95 % interval':>17}"
+        + "".join(f"{title:>10}" for title in titles)
+    )
     for name, t in table.items():
         cells = [percent(t.get(key)) for key in ("lenient", "published", "format")]
         cells += ["-" if t["length"] is None else f"{t['length']:.1f}", t["skipped"]]
-        cells += [percent(x) for x in (t.get("majority"), *(t.get("pass_at_k", {}).get(k) for k in ks[1:]))] if ks else []
+        cells += (
+            [percent(x) for x in (t.get("majority"), *(t.get("pass_at_k", {}).get(k) for k in ks[1:]))]
+            if ks
+            else []
+        )
         say(left(name, t) + "".join(f"{cell:>10}" for cell in cells))
         for category, values in t["categories"].items() if with_categories else ():
             for value, v in values.items():
@@ -177,19 +215,35 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair in an output is no reason to fail
+        temporary.write_text(
+            text, encoding="utf-8", errors="replace"
+        )  # half a surrogate pair in an output is no reason to fail
         temporary.replace(path)
     except OSError as error:
-        raise SystemExit(f"out_dir: cannot write '{path}' ({error.strerror}); name another folder with --out_dir") from error
+        raise SystemExit(
+            f"out_dir: cannot write '{path}' ({error.strerror}); name another folder with --out_dir"
+        ) from error
 
 
 def write_results(folder: Path, name: str, record: dict) -> None:
     """name.json in our layout, and name.seed.json in the layout that R1-V and OpenV-R1 publish (accuracy in %, one result per output)."""
     write(folder / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False))
     key = "published" if record.get("published") is not None else "accuracy"
-    flat = [{"question": e["problem"], "ground_truth": e["solution"], "model_output": o["text"], "extracted_answer": o["answer"],
-             "is_correct": o[key] == 1} for e in record["results"] for o in e["outputs"]]  # fmt: skip
-    write(folder / f"{name}.seed.json", json.dumps({"accuracy": 100 * record[key], "results": flat}, indent=1, ensure_ascii=False))
+    flat = [
+        {
+            "question": e["problem"],
+            "ground_truth": e["solution"],
+            "model_output": o["text"],
+            "extracted_answer": o["answer"],
+            "is_correct": o[key] == 1,
+        }
+        for e in record["results"]
+        for o in e["outputs"]
+    ]
+    write(
+        folder / f"{name}.seed.json",
+        json.dumps({"accuracy": 100 * record[key], "results": flat}, indent=1, ensure_ascii=False),
+    )
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -216,10 +270,18 @@ def read_progress(folder: Path, name: str, knobs: dict) -> dict[int, dict]:
         before = records[0].get("knobs") if records else None
         for key in now:
             if records and (before is None or before.get(key) != now[key]):
-                was = "of an older version" if before is None else f"with {key}={before.get(key)!r}, now it is {now[key]!r}"
-                raise SystemExit(f"out_dir: '{path}' holds an evaluation {was}; use another --out_dir, or --resume=False to start over")
+                was = (
+                    "of an older version"
+                    if before is None
+                    else f"with {key}={before.get(key)!r}, now it is {now[key]!r}"
+                )
+                raise SystemExit(
+                    f"out_dir: '{path}' holds an evaluation {was}; use another --out_dir, or --resume=False to start over"
+                )
         if path.suffix == ".json":
-            records = records[0]["results"] + [{"index": int(i), "skipped": why} for i, why in records[0]["skipped_rows"].items()]
+            records = records[0]["results"] + [
+                {"index": int(i), "skipped": why} for i, why in records[0]["skipped_rows"].items()
+            ]
         done |= {r["index"]: r for r in records if "index" in r}
     return done
 
@@ -269,10 +331,12 @@ def short_names(paths: list[str]) -> dict[str, str]:
 
 
 COLUMNS = {
-    "id": ("id", "question_id", "sample_index"), "problem": ("problem", "question", "query"),
-    "solution": ("ground_truth", "solution", "gt", "answer", "final_answer"), "text": ("model_output", "output", "response", "completion"),
+    "id": ("id", "question_id", "sample_index"),
+    "problem": ("problem", "question", "query"),
+    "solution": ("ground_truth", "solution", "gt", "answer", "final_answer"),
+    "text": ("model_output", "output", "response", "completion"),
     "recorded": ("is_correct", "correct", "verdict"),
-}  # fmt: skip
+}
 
 
 def read_results(path: Path, task: str = "auto", say=print) -> dict:
@@ -288,7 +352,9 @@ def read_results(path: Path, task: str = "auto", say=print) -> dict:
         raise SystemExit(f"file: '{path}' cannot be read as JSON ({str(error)[:120]})") from error
     records = content.get("results") if isinstance(content, dict) else content
     if not isinstance(records, list) or not records or not all(isinstance(r, dict) for r in records):
-        raise SystemExit(f"file: '{path}' holds no list of results (wanted: {{'accuracy', 'results': [...]}}, or JSONL)")
+        raise SystemExit(
+            f"file: '{path}' holds no list of results (wanted: {{'accuracy', 'results': [...]}}, or JSONL)"
+        )
     if isinstance(content, dict) and "outputs" in records[0]:
         entries = []
         for e in records:
@@ -301,33 +367,52 @@ def read_results(path: Path, task: str = "auto", say=print) -> dict:
                 o.setdefault("recorded", o.get("lenient", o.get("accuracy")))
             entries.append(e)
         if not entries:
-            raise SystemExit(f"file: none of the {len(records)} records of '{path}' can be used; the lines above say why")
+            raise SystemExit(
+                f"file: none of the {len(records)} records of '{path}' can be used; the lines above say why"
+            )
         skipped = len(records) - len(entries) + (content.get("skipped") or 0)
         return {**content, "name": content.get("name", path.stem), "results": entries, "skipped": skipped}
     entries, skipped = [], 0
     for i, r in enumerate(records):
-        get = {key: next((r[c] for c in names if r.get(c) is not None), None) for key, names in COLUMNS.items()}
+        get = {
+            key: next((r[c] for c in names if r.get(c) is not None), None) for key, names in COLUMNS.items()
+        }
         texts = get["text"] if isinstance(get["text"], list) else [get["text"]]
         if get["solution"] is None or not all(isinstance(t, str) for t in texts):
             skipped += 1
-            say(f"file: skipped: record {i} of '{path.name}' has no {'output' if get['solution'] is not None else 'reference'}")
+            say(
+                f"file: skipped: record {i} of '{path.name}' has no {'output' if get['solution'] is not None else 'reference'}"
+            )
             continue
         solution = get["solution"]
-        box = isinstance(solution, list) and len(solution) == 4 and all(isinstance(x, int | float) for x in solution)
+        box = (
+            isinstance(solution, list)
+            and len(solution) == 4
+            and all(isinstance(x, int | float) for x in solution)
+        )
         if isinstance(solution, list) and not box and len(solution) == 1:
             solution = solution[0]  # OlympiadBench
         if get["recorded"] is None and "extracted_answer" in r:  # R1-V's SuperCLEVR files have no verdict
             get["recorded"] = str(r["extracted_answer"]) == str(solution)
-        verdicts = {k: float(v) for k, v in (("recorded", get["recorded"]), ("gold", r.get("gold"))) if v is not None}
-        entries.append({
-            "index": i, "id": str(get["id"] if get["id"] is not None else f"#{i}"), "problem": str(get["problem"] or ""),
-            "solution": json.dumps(solution) if isinstance(solution, list) else str(solution),
-            "task": r.get("task") or ("grounding" if box else task),
-            "options": r["options"] if isinstance(r.get("options"), list) else None,
-            "labels": {}, "outputs": [{"text": t, **verdicts} for t in texts],
-        })  # fmt: skip
+        verdicts = {
+            k: float(v) for k, v in (("recorded", get["recorded"]), ("gold", r.get("gold"))) if v is not None
+        }
+        entries.append(
+            {
+                "index": i,
+                "id": str(get["id"] if get["id"] is not None else f"#{i}"),
+                "problem": str(get["problem"] or ""),
+                "solution": json.dumps(solution) if isinstance(solution, list) else str(solution),
+                "task": r.get("task") or ("grounding" if box else task),
+                "options": r["options"] if isinstance(r.get("options"), list) else None,
+                "labels": {},
+                "outputs": [{"text": t, **verdicts} for t in texts],
+            }
+        )
     if not entries:
-        raise SystemExit(f"file: none of the {len(records)} records of '{path}' has an output and a reference ({', '.join(records[0])})")
+        raise SystemExit(
+            f"file: none of the {len(records)} records of '{path}' has an output and a reference ({', '.join(records[0])})"
+        )
     return {"name": path.stem, "results": entries, "skipped": skipped}
 
 
@@ -348,14 +433,24 @@ def regrade(path: Path, out_dir: Path, task: str, rule, say=print) -> dict:
         known = [o for o in outputs if o.get(old) is not None]
         if known:
             cells = Counter((o[old] == 1, o["lenient"] == 1) for o in known)
-            say(f"\n{old:<14}{'ours right':>12}{'ours wrong':>12}     agreement {percent((cells[1, 1] + cells[0, 0]) / len(known))}")
+            say(
+                f"\n{old:<14}{'ours right':>12}{'ours wrong':>12}     agreement {percent((cells[1, 1] + cells[0, 0]) / len(known))}"
+            )
             for verdict in (True, False):
-                say(f"{'  right' if verdict else '  wrong':<14}{cells[verdict, True]:>12}{cells[verdict, False]:>12}")
-            found[f"against_{old}"] = {"both_right": cells[1, 1], "only_ours": cells[0, 1], "only_theirs": cells[1, 0],
-                                       "both_wrong": cells[0, 0]}  # fmt: skip
+                say(
+                    f"{'  right' if verdict else '  wrong':<14}{cells[verdict, True]:>12}{cells[verdict, False]:>12}"
+                )
+            found[f"against_{old}"] = {
+                "both_right": cells[1, 1],
+                "only_ours": cells[0, 1],
+                "only_theirs": cells[1, 0],
+                "both_wrong": cells[0, 0],
+            }
     record = {"name": f"{path.stem}.regraded", "source": str(path), **found, "results": entries}
     write(out_dir / f"{path.stem}.regraded.json", json.dumps(record, indent=1, ensure_ascii=False))
-    say(f"\n'ours' is lenient, as an answer without tags counts there; every verdict in {out_dir / (path.stem + '.regraded.json')}")
+    say(
+        f"\n'ours' is lenient, as an answer without tags counts there; every verdict in {out_dir / (path.stem + '.regraded.json')}"
+    )
     return record
 
 
@@ -367,6 +462,7 @@ def read_graded(path: Path, task: str, rule, metric: str) -> list[dict]:
 
 def pairs(a: list[dict], b: list[dict]) -> list[tuple[dict, dict]]:
     """The rows that two lists of entries share, by question and reference; rows that ask the same twice are paired by id or in order."""
+
     def keyed(entries, unique):
         seen, result = Counter(), {}
         for e in entries:
@@ -374,8 +470,11 @@ def pairs(a: list[dict], b: list[dict]) -> list[tuple[dict, dict]]:
             seen[key] += 1
             result[key + (seen[key],)] = e
         return result
+
     # ids decide where both files have the same ones: "How many objects are there?" is asked of every image
-    by_id = {i for i in {e["id"] for e in a} & {e["id"] for e in b} if not i.startswith("#")}  # '#3': the file has no ids
+    by_id = {
+        i for i in {e["id"] for e in a} & {e["id"] for e in b} if not i.startswith("#")
+    }  # '#3': the file has no ids
     first, second = (keyed(entries, bool(by_id)) for entries in (a, b))
     return [(e, second[key]) for key, e in first.items() if key in second]
 
@@ -390,27 +489,53 @@ def compare(a: list[dict], b: list[dict], metric: str) -> dict:
         raise SystemExit("compare: the two files share no row (same question and same reference)")
     right = [tuple(mean([e], metric) for e in pair) for pair in both]
     if any(None in r for r in right):
-        raise SystemExit(f"compare: an output has no '{metric}'; the metrics are {', '.join(METRICS)}, 'published' only of --bench results")
+        raise SystemExit(
+            f"compare: an output has no '{metric}'; the metrics are {', '.join(METRICS)}, 'published' only of --bench results"
+        )
     right = [(x > 0.5, y > 0.5) for x, y in right]
-    lost, won = ([pair for pair, r in zip(both, right, strict=True) if r == want] for want in ((True, False), (False, True)))
+    lost, won = (
+        [pair for pair, r in zip(both, right, strict=True) if r == want]
+        for want in ((True, False), (False, True))
+    )
     n = len(both)
     return {
-        "n": n, "unpaired": [len(a) - n, len(b) - n], "metric": metric, "accuracy": [sum(r[i] for r in right) / n for i in (0, 1)],
-        "both_right": right.count((True, True)), "only_a": len(lost), "only_b": len(won), "both_wrong": right.count((False, False)),
-        "difference": (len(won) - len(lost)) / n, "interval": list(paired_interval(len(lost), len(won), n)),
+        "n": n,
+        "unpaired": [len(a) - n, len(b) - n],
+        "metric": metric,
+        "accuracy": [sum(r[i] for r in right) / n for i in (0, 1)],
+        "both_right": right.count((True, True)),
+        "only_a": len(lost),
+        "only_b": len(won),
+        "both_wrong": right.count((False, False)),
+        "difference": (len(won) - len(lost)) / n,
+        "interval": list(paired_interval(len(lost), len(won), n)),
         "p": mcnemar(len(lost), len(won)),
-        "flipped": [{"id": x["id"], "problem": x["problem"], "solution": x["solution"], "now": now, "a": x["outputs"][0]["answer"],
-                     "b": y["outputs"][0]["answer"]} for now, rows in (("wrong", lost), ("right", won)) for x, y in rows],
-    }  # fmt: skip
+        "flipped": [
+            {
+                "id": x["id"],
+                "problem": x["problem"],
+                "solution": x["solution"],
+                "now": now,
+                "a": x["outputs"][0]["answer"],
+                "b": y["outputs"][0]["answer"],
+            }
+            for now, rows in (("wrong", lost), ("right", won))
+            for x, y in rows
+        ],
+    }
 
 
 def print_comparison(found: dict, paths: list[Path], say=print) -> None:
     (low, high), (a, b) = found["interval"], map(percent, found["accuracy"])
     say(f"\nA  {paths[0]}\nB  {paths[1]}")
-    say(f"{found['n']} rows in both ({found['unpaired'][0]} only in A, {found['unpaired'][1]} only in B), metric {found['metric']}\n")
+    say(
+        f"{found['n']} rows in both ({found['unpaired'][0]} only in A, {found['unpaired'][1]} only in B), metric {found['metric']}\n"
+    )
     say(f"{'':<10}{'B right':>9}{'B wrong':>9}\n{'A right':<10}{found['both_right']:>9}{found['only_a']:>9}")
     say(f"{'A wrong':<10}{found['only_b']:>9}{found['both_wrong']:>9}\n")
-    say(f"A {a}, B {b}, B - A {found['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}), exact McNemar p = {found['p']:.3g}")
+    say(
+        f"A {a}, B {b}, B - A {found['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}), exact McNemar p = {found['p']:.3g}"
+    )
     for now in ("wrong", "right"):
         rows = [f for f in found["flipped"] if f["now"] == now]
         for f in rows[:10]:
@@ -423,12 +548,19 @@ def print_comparison(found: dict, paths: list[Path], say=print) -> None:
 def matrix(records: dict[str, dict[str, dict]], metric: str = "accuracy") -> dict:
     """Forgetting: checkpoints x benchmarks, with the difference to the first checkpoint on the same rows and McNemar's p."""
     models = list(records)
-    cells, names = {m: {} for m in models}, [n for n in records[models[0]] if all(n in records[m] for m in models)]
+    cells, names = (
+        {m: {} for m in models},
+        [n for n in records[models[0]] if all(n in records[m] for m in models)],
+    )
     for name in names:
         base = records[models[0]][name]
         for m in models:
             versus = compare(base["results"], records[m][name]["results"], metric)
-            cells[m][name] = {"accuracy": records[m][name][metric], "difference": records[m][name][metric] - base[metric], "p": versus["p"]}
+            cells[m][name] = {
+                "accuracy": records[m][name][metric],
+                "difference": records[m][name][metric] - base[metric],
+                "p": versus["p"],
+            }
     return {"metric": metric, "models": models, "benchmarks": names, "cells": cells}
 
 
@@ -438,4 +570,9 @@ def print_matrix(found: dict, say=print) -> None:
     for i, m in enumerate(found["models"]):
         cells = [found["cells"][m][name] for name in names]
         changes = [f" ({100 * c['difference']:+.1f})" if i else "" for c in cells]
-        say(f"{m:<{wide}}" + "".join(f"{percent(c['accuracy']) + change:>18}" for c, change in zip(cells, changes, strict=True)))
+        say(
+            f"{m:<{wide}}"
+            + "".join(
+                f"{percent(c['accuracy']) + change:>18}" for c, change in zip(cells, changes, strict=True)
+            )
+        )

@@ -33,7 +33,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from grading import VERIFIERS, box_overlap, clean, extract_answer, read_box, same_expression
+from tasks.grading import VERIFIERS, box_overlap, clean, extract_answer, read_box, same_expression
 
 FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -114,7 +114,15 @@ def likeness(a: str, b: str) -> float:
 
 def reasoning_steps_reward(completion: str, row: dict) -> float:
     """min(1, steps / 3), steps = numbered or bulleted lines and First, Second, Next, Finally (open-r1's rule)."""
-    return min(1.0, len(re.findall(r"Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,", completion[:100_000], re.MULTILINE)) / 3)
+    return min(
+        1.0,
+        len(
+            re.findall(
+                r"Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,", completion[:100_000], re.MULTILINE
+            )
+        )
+        / 3,
+    )
 
 
 def repetition_reward(completion: str, row: dict, n: int = 3) -> float:
@@ -147,8 +155,14 @@ def length_rewards(correct: list[float], lengths: list[int], max_length: int) ->
     return [v if c >= 1 else min(0.0, v) for c, v in zip(correct, value, strict=True)]
 
 
-REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "iou": iou_reward, "fuzzy": fuzzy_reward,
-           "reasoning_steps": reasoning_steps_reward, "repetition": repetition_reward}  # fmt: skip
+REWARDS = {
+    "accuracy": accuracy_reward,
+    "format": format_reward,
+    "iou": iou_reward,
+    "fuzzy": fuzzy_reward,
+    "reasoning_steps": reasoning_steps_reward,
+    "repetition": repetition_reward,
+}
 GROUP_REWARDS = {"cosine": cosine_rewards, "length": length_rewards}
 READS_ANSWER = ("accuracy", "iou", "fuzzy")  # the parts that know strict and lenient
 
@@ -163,11 +177,15 @@ def reward_function(name: str):
         return REWARDS[name]
     module, _, function = name.partition(":")
     if not function:
-        raise ValueError(f"unknown reward {name!r}; known rewards: {', '.join(sorted([*REWARDS, *GROUP_REWARDS]))}, or module:function")
+        raise ValueError(
+            f"unknown reward {name!r}; known rewards: {', '.join(sorted([*REWARDS, *GROUP_REWARDS]))}, or module:function"
+        )
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} cannot be loaded ({error}); module:function needs module.py beside the script") from error
+        raise ValueError(
+            f"reward {name!r} cannot be loaded ({error}); module:function needs module.py beside the script"
+        ) from error
 
 
 def own_parts(named) -> list[str]:
@@ -184,7 +202,9 @@ def own_parts(named) -> list[str]:
     for name in names:
         if name not in REWARDS and name not in GROUP_REWARDS:
             known = ", ".join(sorted([*REWARDS, *GROUP_REWARDS]))
-            raise ValueError(f"reward_func {str(name)!r} is none of {known}; data cannot name other functions, --reward_weights can")
+            raise ValueError(
+                f"reward_func {str(name)!r} is none of {known}; data cannot name other functions, --reward_weights can"
+            )
     return list(names)
 
 
@@ -199,18 +219,30 @@ def score(completion: str, row: dict, strict: bool = True, names=("accuracy", "f
     Raises ValueError for an unknown reward name or an unknown task. The parts that compare a group are for score_group.
     """
     functions = {name: reward_function(name) for name in parts_of(row, names)}
-    return {n: float(f(completion, row, strict) if n in READS_ANSWER else f(completion, row)) for n, f in functions.items()}
+    return {
+        n: float(f(completion, row, strict) if n in READS_ANSWER else f(completion, row))
+        for n, f in functions.items()
+    }
 
 
-def score_group(texts: list[str], row: dict, names=("accuracy", "format"), lengths: list[int] | None = None, max_length: int = 0,
-                strict: bool = True) -> list[dict[str, float]]:  # fmt: skip
+def score_group(
+    texts: list[str],
+    row: dict,
+    names=("accuracy", "format"),
+    lengths: list[int] | None = None,
+    max_length: int = 0,
+    strict: bool = True,
+) -> list[dict[str, float]]:
     """score() of each completion of one prompt, with the parts that compare them; `lengths` and `max_length` in tokens."""
     names = parts_of(row, names)
     group = [n for n in names if n in GROUP_REWARDS]
     row = {**row, "reward_func": None}
     parts = [score(text, row, strict, [n for n in names if n not in group]) for text in texts]
     if group:
-        correct = [p["accuracy"] if "accuracy" in p else accuracy_reward(t, row, strict) for p, t in zip(parts, texts, strict=True)]
+        correct = [
+            p["accuracy"] if "accuracy" in p else accuracy_reward(t, row, strict)
+            for p, t in zip(parts, texts, strict=True)
+        ]
         for name in group:
             for p, value in zip(parts, GROUP_REWARDS[name](correct, lengths, max_length), strict=True):
                 p[name] = value
@@ -229,7 +261,11 @@ def check_weights(weights: dict) -> dict:
     except ValueError as error:
         raise SystemExit(f"reward_weights: {error}") from error
     factor = os.environ.get("FORMAT_REWARD_FACTOR")
-    return {**weights, "format": weights["format"] * float(factor)} if factor and "format" in weights else dict(weights)
+    return (
+        {**weights, "format": weights["format"] * float(factor)}
+        if factor and "format" in weights
+        else dict(weights)
+    )
 
 
 def total(parts: dict, weights: dict) -> float:
@@ -246,20 +282,40 @@ class Scorer:
     def __init__(self, workers: int = 0):
         self.pool = None
         if workers:
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=warm_up, initargs=(os.getpid(),))
+            self.pool = ProcessPoolExecutor(
+                workers, multiprocessing.get_context("fork"), initializer=warm_up, initargs=(os.getpid(),)
+            )
             atexit.register(self.close)
-            self.pool.submit(int).result()  # all of them are forked now, and not when the first completions come
+            self.pool.submit(
+                int
+            ).result()  # all of them are forked now, and not when the first completions come
 
     def run(self, function, *args):
         """Start function(*args) in a process of the pool and return at once; call the result for its value."""
-        return functools.partial(function, *args) if self.pool is None else self.pool.submit(function, *args).result
+        return (
+            functools.partial(function, *args)
+            if self.pool is None
+            else self.pool.submit(function, *args).result
+        )
 
-    def submit(self, groups: list[list[str]], rows: list[dict], names=("accuracy", "format"), lengths=None, max_length: int = 0,
-               strict: bool = True):  # fmt: skip
+    def submit(
+        self,
+        groups: list[list[str]],
+        rows: list[dict],
+        names=("accuracy", "format"),
+        lengths=None,
+        max_length: int = 0,
+        strict: bool = True,
+    ):
         """Start scoring and return at once; call the result for its list (one per group) of lists (one per completion) of parts."""
         lengths = lengths or [None] * len(groups)
-        light = [{k: v for k, v in row.items() if k not in ("images", "thinking")} for row in rows]  # images need not travel
-        jobs = [(g, r, tuple(names), n, max_length, strict) for g, r, n in zip(groups, light, lengths, strict=True)]
+        light = [
+            {k: v for k, v in row.items() if k not in ("images", "thinking")} for row in rows
+        ]  # images need not travel
+        jobs = [
+            (g, r, tuple(names), n, max_length, strict)
+            for g, r, n in zip(groups, light, lengths, strict=True)
+        ]
         waiting = [self.run(score_group, *job) for job in jobs]
         return lambda: [wait() for wait in waiting]
 
@@ -295,9 +351,13 @@ def debug_log(texts: list[str], rows: list[dict], totals: list[float], rank: int
     if os.environ.get("DEBUG_MODE", "").lower() != "true":
         return
     if not os.environ.get("LOG_PATH"):
-        raise SystemExit("DEBUG_MODE=true needs LOG_PATH, the file for the completions; set LOG_PATH or unset DEBUG_MODE")
+        raise SystemExit(
+            "DEBUG_MODE=true needs LOG_PATH, the file for the completions; set LOG_PATH or unset DEBUG_MODE"
+        )
     now = time.strftime("%d-%H-%M-%S")
     with open(os.environ["LOG_PATH"] + (f".rank{rank}" if rank else ""), "a", encoding="utf-8") as file:
         for text, row, value in zip(texts, rows, totals, strict=True):
-            file.write(f"------------- {now} reward: {value} -------------\nproblem: {row['problem']}\ncontent: {text}\n"
-                       f"solution: {row['solution']}\n")  # fmt: skip
+            file.write(
+                f"------------- {now} reward: {value} -------------\nproblem: {row['problem']}\ncontent: {text}\n"
+                f"solution: {row['solution']}\n"
+            )

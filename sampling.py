@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-import model as models
+import qwen
 
 
 class Completion(NamedTuple):
@@ -33,8 +33,18 @@ def sample_seed(seed: int, step: int, prompt: int) -> int:
 # -----------------------------------------------------------------------------
 
 
-def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, limits: dict | None = None, max_num_seqs: int = 256,
-               gpu_memory: float = 0.4, seed: int = 0, cuda: bool = False, sleep: bool = False):  # fmt: skip
+def start_vllm(
+    path: str,
+    dtype: str,
+    max_model_len: int,
+    max_images: int = 1,
+    limits: dict | None = None,
+    max_num_seqs: int = 256,
+    gpu_memory: float = 0.4,
+    seed: int = 0,
+    cuda: bool = False,
+    sleep: bool = False,
+):
     """One engine per process (data parallel), in this process: the trainer hands it tensors, and torchrun started both.
 
     limits: data.processor_limits, which keep vLLM from resizing images a second time by limits in the checkpoint.
@@ -48,14 +58,23 @@ def start_vllm(path: str, dtype: str, max_model_len: int, max_images: int = 1, l
     try:
         from vllm import LLM
     except ImportError as error:
-        raise SystemExit(f"rollout='vllm': vLLM cannot be imported ({error}); run setup.sh, or set --rollout=hf") from error
+        raise SystemExit(
+            f"rollout='vllm': vLLM cannot be imported ({error}); run setup.sh, or set --rollout=hf"
+        ) from error
     threads = torch.get_num_threads()
     options = {
-        "model": path, "dtype": dtype, "seed": seed, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max(8192, max_model_len), "limit_mm_per_prompt": {"image": max_images, "video": 0},
+        "model": path,
+        "dtype": dtype,
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max(8192, max_model_len),
+        "limit_mm_per_prompt": {"image": max_images, "video": 0},
         "logprobs_mode": "processed_logprobs",  # after temperature and bans: of the distribution that was sampled
-        "mm_processor_kwargs": {"size": limits} if limits else None, "skip_mm_profiling": True, "enable_prefix_caching": True,
-    }  # fmt: skip
+        "mm_processor_kwargs": {"size": limits} if limits else None,
+        "skip_mm_profiling": True,
+        "enable_prefix_caching": True,
+    }
     if cuda:
         options |= {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": sleep}
     else:
@@ -88,24 +107,51 @@ class quiet:
         os.close(self.kept)
 
 
-def rollout_vllm(llm, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int,
-                 banned: list[int], end: list[int], progress: bool = False) -> list[list[Completion]]:  # fmt: skip
+def rollout_vllm(
+    llm,
+    prompts: list[dict],
+    n: int,
+    seeds: list[int],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_tokens: int,
+    banned: list[int],
+    end: list[int],
+    progress: bool = False,
+) -> list[list[Completion]]:
     """n completions of each prompt. top_k 0 = off; temperature 0 = greedy. Images go in as they are in prompt["row"]."""
     from vllm import SamplingParams
 
     requests, params = [], []
     for prompt, seed in zip(prompts, seeds, strict=True):
         images = prompt["row"]["images"]
-        requests.append({"prompt_token_ids": prompt["token_ids"]} | ({"multi_modal_data": {"image": images}} if images else {}))
-        params.append(SamplingParams(
-            n=n, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k or -1, max_tokens=max_tokens, logprobs=0, detokenize=False,
-            stop_token_ids=end, logit_bias=dict.fromkeys(banned, -100.0), skip_special_tokens=False,
-        ))  # fmt: skip
+        requests.append(
+            {"prompt_token_ids": prompt["token_ids"]}
+            | ({"multi_modal_data": {"image": images}} if images else {})
+        )
+        params.append(
+            SamplingParams(
+                n=n,
+                seed=seed,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k or -1,
+                max_tokens=max_tokens,
+                logprobs=0,
+                detokenize=False,
+                stop_token_ids=end,
+                logit_bias=dict.fromkeys(banned, -100.0),
+                skip_special_tokens=False,
+            )
+        )
     outputs = llm.generate(requests, params, use_tqdm=progress)
     result = []
     for prompt, output in zip(prompts, outputs, strict=True):
         # the trainer will score these tokens after ITS prompt: the two must be the same, image placeholders included
-        assert list(output.prompt_token_ids) == prompt["input_ids"], f"vLLM and we disagree on the prompt of row {prompt['row']['id']}"
+        assert list(output.prompt_token_ids) == prompt["input_ids"], (
+            f"vLLM and we disagree on the prompt of row {prompt['row']['id']}"
+        )
         group = []
         for c in sorted(output.outputs, key=lambda c: c.index):
             logps = [step[t].logprob for step, t in zip(c.logprobs, c.token_ids, strict=True)]
@@ -135,8 +181,9 @@ def sync_weights(llm, weights, sleeping: bool = False) -> None:
 # -----------------------------------------------------------------------------
 
 
-def draw(logits: torch.Tensor, u: torch.Tensor, temperature: float, banned: torch.Tensor,
-         warpers: list) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def draw(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float, banned: torch.Tensor, warpers: list
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The next token (S,) of each sequence and its log-prob (S,), from logits (S, V) and one uniform number (S,) in [0, 1) each.
 
     Inverse transform: the first token whose cumulative probability exceeds u. Temperature 0 takes the most probable one.
@@ -150,15 +197,29 @@ def draw(logits: torch.Tensor, u: torch.Tensor, temperature: float, banned: torc
     if temperature == 0:
         token = logp.argmax(-1, keepdim=True)  # (S, 1)
     else:
-        total = logp.exp().cumsum(-1, dtype=torch.float64)  # in float32 the rare tokens of a vocabulary of 152 k would vanish in the sum
+        total = logp.exp().cumsum(
+            -1, dtype=torch.float64
+        )  # in float32 the rare tokens of a vocabulary of 152 k would vanish in the sum
         # (with weights that are NaN the place would be one too far; the loss will say so in a better sentence)
         token = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True).clamp_max(logp.shape[1] - 1)
     return token[:, 0], logp.gather(1, token)[:, 0]
 
 
 @torch.no_grad()
-def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature: float, top_p: float, top_k: int, max_tokens: int,
-               banned: list[int], end: list[int], progress: bool = False, batch: int = 128) -> list[list[Completion]]:  # fmt: skip
+def rollout_hf(
+    model,
+    prompts: list[dict],
+    n: int,
+    seeds: list[int],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_tokens: int,
+    banned: list[int],
+    end: list[int],
+    progress: bool = False,
+    batch: int = 128,
+) -> list[list[Completion]]:
     """The same with the transformers model alone, token by token, in batches of at most `batch` sequences.
 
     A prompt is read once for its n completions; sequences that have ended leave the batch.
@@ -175,20 +236,33 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
         group = prompts[first : first + step]
         P, S = len(group), len(group) * n
         # every completion has a random generator of its own: the same draws in any batch
-        u = torch.stack([torch.rand(max_tokens, generator=torch.Generator().manual_seed(s + i), dtype=torch.float64)
-                         for s in seeds[first : first + step] for i in range(n)]).to(device)  # (S, max_tokens)  # fmt: skip
+        u = torch.stack(
+            [
+                torch.rand(max_tokens, generator=torch.Generator().manual_seed(s + i), dtype=torch.float64)
+                for s in seeds[first : first + step]
+                for i in range(n)
+            ]
+        ).to(device)  # (S, max_tokens)
 
         # prefill: the prompts end to end in one pass, their keys and values kept
-        packed = models.to_device(models.collate([(p, [], len(p["input_ids"])) for p in group], model), device)
-        begin, width = packed["segments"][:P, 0], packed["segments"][:P, 1]  # (P,) where the prompts stand, their lengths
+        packed = qwen.to_device(qwen.collate([(p, [], len(p["input_ids"])) for p in group], model), device)
+        begin, width = (
+            packed["segments"][:P, 0],
+            packed["segments"][:P, 1],
+        )  # (P,) where the prompts stand, their lengths
         W = int(width.max())
-        at = (begin[:, None] + torch.arange(W, device=device)).clamp_max(packed["input_ids"].shape[1] - 1)  # (P, W)
-        cache, attend = [], models.between_segments(packed["segments"], model)
+        at = (begin[:, None] + torch.arange(W, device=device)).clamp_max(
+            packed["input_ids"].shape[1] - 1
+        )  # (P, W)
+        cache, attend = [], qwen.between_segments(packed["segments"], model)
 
         @torch.compiler.disable
         def prefill(query, key, value, scaling, layer):
             pair = []
-            for x in (key, value):  # (1, Hkv, T, d) -> (S, Hkv, W + max_tokens, d), the second part still empty
+            for x in (
+                key,
+                value,
+            ):  # (1, Hkv, T, d) -> (S, Hkv, W + max_tokens, d), the second part still empty
                 x = x[0][:, at].transpose(0, 1).repeat_interleave(n, 0)
                 pair.append(torch.cat([x, x.new_zeros(*x.shape[:2], max_tokens, x.shape[3])], 2))
             cache.append(pair)
@@ -200,19 +274,44 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
             keys[:, :, W + t], values[:, :, W + t] = key[:, :, 0], value[:, :, 0]
             # the query heads that share a key head, as if they were so many queries: query (S, H, 1, d) -> (S, Hkv, H / Hkv, d)
             out = torch.nn.functional.scaled_dot_product_attention(
-                query.view(len(query), key.shape[1], -1, query.shape[3]), keys[:, :, : W + t + 1], values[:, :, : W + t + 1],
-                attn_mask=None if all_same else visible[:, :, :, : W + t + 1], scale=scaling)  # fmt: skip
+                query.view(len(query), key.shape[1], -1, query.shape[3]),
+                keys[:, :, : W + t + 1],
+                values[:, :, : W + t + 1],
+                attn_mask=None if all_same else visible[:, :, :, : W + t + 1],
+                scale=scaling,
+            )
             return out.view(len(query), 1, -1, query.shape[3])  # (S, 1, H, d)
 
-        hidden = model.model(input_ids=packed["input_ids"], position_ids=packed["position_ids"], pixel_values=packed["pixel_values"],
-                             image_grid_thw=packed["image_grid_thw"], use_cache=False, attend=prefill).last_hidden_state  # fmt: skip
+        hidden = model.model(
+            input_ids=packed["input_ids"],
+            position_ids=packed["position_ids"],
+            pixel_values=packed["pixel_values"],
+            image_grid_thw=packed["image_grid_thw"],
+            use_cache=False,
+            attend=prefill,
+        ).last_hidden_state
         hidden = hidden[0, begin + width - 1].repeat_interleave(n, 0)  # (S, D)
-        position = torch.stack([models.prompt_positions(p, model).max() + 1 for p in group]).to(device).repeat_interleave(n)  # (S,)
-        visible = (torch.arange(W + max_tokens, device=device) >= W) | (torch.arange(W + max_tokens, device=device) < width[:, None])
-        visible, all_same = visible.repeat_interleave(n, 0)[:, None, None], bool((width == W).all())  # (S, 1, 1, W + max_tokens)
+        position = (
+            torch.stack([qwen.prompt_positions(p, model).max() + 1 for p in group])
+            .to(device)
+            .repeat_interleave(n)
+        )  # (S,)
+        visible = (torch.arange(W + max_tokens, device=device) >= W) | (
+            torch.arange(W + max_tokens, device=device) < width[:, None]
+        )
+        visible, all_same = (
+            visible.repeat_interleave(n, 0)[:, None, None],
+            bool((width == W).all()),
+        )  # (S, 1, 1, W + max_tokens)
 
-        ids, logps = torch.full((S, max_tokens), end[-1], device=device), torch.zeros(S, max_tokens, device=device)
-        alive, left = torch.arange(S, device=device), torch.ones(S, dtype=torch.bool, device=device)  # in the batch; of these, not ended
+        ids, logps = (
+            torch.full((S, max_tokens), end[-1], device=device),
+            torch.zeros(S, max_tokens, device=device),
+        )
+        alive, left = (
+            torch.arange(S, device=device),
+            torch.ones(S, dtype=torch.bool, device=device),
+        )  # in the batch; of these, not ended
         for t in range(max_tokens):
             token, logp = draw(model.lm_head(hidden), u[alive, t], temperature, banned, warpers)
             ids[alive, t], logps[alive, t] = token, logp
@@ -221,9 +320,15 @@ def rollout_hf(model, prompts: list[dict], n: int, seeds: list[int], temperature
                 break
             if left.sum() <= 0.75 * len(alive):  # copying the cache costs something, too
                 cache = [[x[left] for x in pair] for pair in cache]
-                alive, token, position, visible, left = (x[left] for x in (alive, token, position, visible, left))
-            hidden = model.model(input_ids=token[:, None], position_ids=(position + t).expand(3, -1)[..., None], use_cache=False,
-                                 attend=decode).last_hidden_state[:, 0]  # (S, D)  # fmt: skip
+                alive, token, position, visible, left = (
+                    x[left] for x in (alive, token, position, visible, left)
+                )
+            hidden = model.model(
+                input_ids=token[:, None],
+                position_ids=(position + t).expand(3, -1)[..., None],
+                use_cache=False,
+                attend=decode,
+            ).last_hidden_state[:, 0]  # (S, D)
         ids, logps = ids.tolist(), logps.tolist()
         result += [[cut(ids[s], logps[s], end) for s in range(p * n, p * n + n)] for p in range(P)]
     model.train(was_training)

@@ -33,7 +33,7 @@ for n in 2 4 8; do if [ "$cores" -ge $n ]; then processes=$n; fi; done
 run="torchrun --nproc_per_node=$processes"
 export CUDA_VISIBLE_DEVICES="" # and runs in float32 on the CPU everywhere, so that the numbers are comparable
 
-stage model out/tiny/config.json python model.py out/tiny
+stage model out/tiny/config.json python qwen.py out/tiny
 stage sft $start/config.json $run train_sft.py configs/tiny_sft.py
 stage eval_before $out/before/superclevr.json $run eval.py configs/tiny_eval.py --model=$start --out_dir=$out/before
 stage grpo $trained/config.json $run train_grpo.py configs/tiny.py

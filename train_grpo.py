@@ -4,7 +4,7 @@ Where this code departs from the paper, and why:
  1. No value model and no reward model: the reward is a rule that reads the answer tag (rewards.py). As in DeepSeek-R1.
  2. One update per rollout by default, so ratio = 1 and the clip never binds: the gradient is REINFORCE with a group baseline.
     Set updates_per_rollout > 1 and the clip (with separate bounds, DAPO) starts to matter.
- 3. All G completions of a prompt share one reading of it (model.py): the image is encoded once per group, not G times.
+ 3. All G completions of a prompt share one reading of it (qwen.py): the image is encoded once per group, not G times.
  4. Completions come from vLLM, whose log-probs differ a little from the trainer's: a truncated importance weight corrects
     for it, and its size is logged. With identical kernels it is 1.
  5. A group whose rewards are all equal has advantage 0; `drop_flat_groups` leaves it out of the update (and its KL with it).
@@ -39,13 +39,15 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import common
 import data
-import model as models
+import qwen
 import rewards
 import sampling
 from configurator import configure
 
+# fmt: off
 # -----------------------------------------------------------------------------
 # default config: R1-V's, Qwen2-VL-2B counting CLEVR objects on 8 GPUs; override with  train_grpo.py configs/x.py --key=value
 # run
@@ -118,6 +120,7 @@ show_interval = 20        # steps between two full completions on the console; 0
 thumbnails = 2            # prompts per step and process whose image goes into rollouts.jsonl and rollouts.html
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
 # -----------------------------------------------------------------------------
+# fmt: on
 
 
 # -----------------------------------------------------------------------------
@@ -140,7 +143,9 @@ def group_advantages(r: torch.Tensor, adv_norm: str = "group", eps: float = 1e-4
     return centred
 
 
-def token_weights(lengths: torch.Tensor, loss_norm: str, n_sequences: float, n_tokens: float, max_length: int) -> torch.Tensor:
+def token_weights(
+    lengths: torch.Tensor, loss_norm: str, n_sequences: float, n_tokens: float, max_length: int
+) -> torch.Tensor:
     """Weight (S,) of every token of each sequence, so that loss = sum over tokens of weight * token loss.
 
       sequence   1/n_sequences * 1/|o_i|     mean over a sequence, then over sequences: GRPO, eq. 3
@@ -155,8 +160,15 @@ def token_weights(lengths: torch.Tensor, loss_norm: str, n_sequences: float, n_t
     return torch.full_like(lengths, 1 / (n_tokens if loss_norm == "token" else n_sequences * max_length))
 
 
-def clipped_policy_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.Tensor, sequence: torch.Tensor, clip_low: float,
-                        clip_high: float, ratio_level: str = "token") -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def clipped_policy_loss(
+    logp: torch.Tensor,
+    old_logp: torch.Tensor,
+    advantage: torch.Tensor,
+    sequence: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio_level: str = "token",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss (N,) per token and whether the clip was active there (N,) bool; all arguments (N,), `sequence` = which one a token belongs to.
 
     GRPO eq. 3 / PPO:  loss_t = -min(ratio_t * A, clip(ratio_t, 1 - clip_low, 1 + clip_high) * A),   ratio_t = exp(logp - old_logp)
@@ -164,7 +176,9 @@ def clipped_policy_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantage: t
     """
     log_ratio = logp - old_logp
     if ratio_level == "sequence":
-        count = torch.bincount(sequence).clamp_min(1)  # tokens of each sequence; a completion is never split over micro-batches
+        count = torch.bincount(sequence).clamp_min(
+            1
+        )  # tokens of each sequence; a completion is never split over micro-batches
         log_ratio = (log_ratio.new_zeros(len(count)).index_add(0, sequence, log_ratio) / count)[sequence]
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -200,17 +214,27 @@ if __name__ == "__main__":
     say = print if rank == 0 else lambda *a, **k: None
     common.check_choices(config)
     if prompts_per_step % world:
-        raise SystemExit(f"prompts_per_step: {prompts_per_step} prompts do not divide among {world} processes; use a multiple of {world}")
+        raise SystemExit(
+            f"prompts_per_step: {prompts_per_step} prompts do not divide among {world} processes; use a multiple of {world}"
+        )
     if group_size < 2:
-        raise SystemExit(f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2")
+        raise SystemExit(
+            f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2"
+        )
     if temperature == 0:
-        raise SystemExit("temperature: 0 is greedy, all completions of a group would be the same; use a value above 0")
+        raise SystemExit(
+            "temperature: 0 is greedy, all completions of a group would be the same; use a value above 0"
+        )
     if compile_layers and zero_stage == 3:
-        raise SystemExit("compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out")
+        raise SystemExit(
+            "compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out"
+        )
     if rollout == "hf" and zero_stage == 3:
-        raise SystemExit("rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2")
+        raise SystemExit(
+            "rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2"
+        )
     P, G = prompts_per_step // world, group_size
-    common.check_out_dir(out_dir, config, resume, rank)
+    checkpoint.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
     if rank == 0:
         Path(out_dir, "run.json").write_text(json.dumps(common.run_header(sys.argv), indent=1))
@@ -218,11 +242,13 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     # data
     # -------------------------------------------------------------------------
-    processor = models.load_processor(model)
-    tokenizer, end = processor.tokenizer, models.end_ids(processor)
+    processor = qwen.load_processor(model)
+    tokenizer, end = processor.tokenizer, qwen.end_ids(processor)
 
     def encode(row):
-        return data.encode_prompt(row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame)
+        return data.encode_prompt(
+            row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
+        )
 
     rows = data.load_rows(data_source, data_split, columns, image_root, task)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
@@ -230,31 +256,37 @@ if __name__ == "__main__":
     if eval_source and eval_interval:
         held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
         eval_prompts, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
-    say(f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions = {prompts_per_step * G} sequences over {world} "
-        f"process(es), {updates_per_rollout} update(s) | {steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs")  # fmt: skip
+    say(
+        f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions = {prompts_per_step * G} sequences over {world} "
+        f"process(es), {updates_per_rollout} update(s) | {steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs"
+    )
 
     # -------------------------------------------------------------------------
     # policy, reference, optimizer
     # -------------------------------------------------------------------------
-    net = models.load_model(model, dtype, attn, device, say)
-    banned = models.banned_ids(net.config, processor)
+    net = qwen.load_model(model, dtype, attn, device, say)
+    banned = qwen.banned_ids(net.config, processor)
     if freeze_vision:
         net.model.visual.requires_grad_(False)
     if lora_rank:
-        models.add_lora(net, lora_rank, lora_alpha)
+        qwen.add_lora(net, lora_rank, lora_alpha)
     if compile_layers:
-        models.compile_layers(net)
+        qwen.compile_layers(net)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = models.Policy(net, banned, temperature).train()
-    budget = common.TokenBudget(micro_tokens, device)
+    policy = qwen.Policy(net, banned, temperature).train()
+    budget = qwen.TokenBudget(micro_tokens, device)
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     reference = None
     if beta > 0 and lora_rank:
-        reference = models.without_lora(engine)
-    elif beta > 0:  # a frozen copy of the start; sharded like the policy under ZeRO-3, a copy per process otherwise
-        reference = models.Policy(models.load_model(model, dtype, attn, device, say=lambda line: None), banned, temperature)
+        reference = qwen.without_lora(engine)
+    elif (
+        beta > 0
+    ):  # a frozen copy of the start; sharded like the policy under ZeRO-3, a copy per process otherwise
+        reference = qwen.Policy(
+            qwen.load_model(model, dtype, attn, device, say=lambda line: None), banned, temperature
+        )
         reference = common.freeze(reference, ds_config)
 
     # -------------------------------------------------------------------------
@@ -263,13 +295,28 @@ if __name__ == "__main__":
     llm = None
     if rollout == "vllm":
         limits = data.processor_limits(processor, max_pixels)
-        llm = sampling.start_vllm(model, dtype, max_prompt_length + max_completion_length, data.MAX_IMAGES, limits,
-                                  gpu_memory=vllm_gpu_memory, seed=seed, cuda=device.type == "cuda", sleep=vllm_sleep)  # fmt: skip
+        llm = sampling.start_vllm(
+            model,
+            dtype,
+            max_prompt_length + max_completion_length,
+            data.MAX_IMAGES,
+            limits,
+            gpu_memory=vllm_gpu_memory,
+            seed=seed,
+            cuda=device.type == "cuda",
+            sleep=vllm_sleep,
+        )
     sleeps = llm is not None and vllm_sleep and device.type == "cuda"
 
     def sample(prompts, n, seeds, temperature):
         """n completions of each prompt from the current policy: per prompt a list of (token ids, their log-probs, finished)."""
-        settings = {"top_p": top_p, "top_k": top_k, "max_tokens": max_completion_length, "banned": banned, "end": end}
+        settings = {
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_tokens": max_completion_length,
+            "banned": banned,
+            "end": end,
+        }
         if llm:
             return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **settings)
         return sampling.rollout_hf(net, prompts, n, seeds, temperature, **settings)
@@ -279,30 +326,48 @@ if __name__ == "__main__":
         sums = [0.0, 0.0, 0.0, 0.0]
         done = sample([p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
         texts = [[tokenizer.decode(completion.ids, skip_special_tokens=True)] for (completion,) in done]
-        for (completion,), (parts,) in zip(done, scorer.score(texts, [p["row"] for _, p in eval_prompts]), strict=True):
-            sums = [a + b for a, b in zip(sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True)]
+        for (completion,), (parts,) in zip(
+            done, scorer.score(texts, [p["row"] for _, p in eval_prompts]), strict=True
+        ):
+            sums = [
+                a + b
+                for a, b in zip(
+                    sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True
+                )
+            ]
         accuracy, formatted, length, n = common.all_sum(sums, device)
         if n == 0:
-            raise SystemExit(f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why")
-        say(f"step {step}/{steps} | held-out accuracy {accuracy / n:.1%} format {formatted / n:.1%} length {length / n:.0f} ({n:.0f} rows)")
-        return {"eval_accuracy": accuracy / n, "eval_format": formatted / n, "eval_length": length / n, "eval_n": int(n)}
+            raise SystemExit(
+                f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why"
+            )
+        say(
+            f"step {step}/{steps} | held-out accuracy {accuracy / n:.1%} format {formatted / n:.1%} length {length / n:.0f} ({n:.0f} rows)"
+        )
+        return {
+            "eval_accuracy": accuracy / n,
+            "eval_format": formatted / n,
+            "eval_length": length / n,
+            "eval_n": int(n),
+        }
 
-    step, loop = 0, common.load_resume(engine, out_dir, rank, world) if resume else None
+    step, loop = 0, checkpoint.load_resume(engine, out_dir, rank, world) if resume else None
     if loop:
         step, stream.cursor, stream.skipped = loop["step"], loop["cursors"][rank], loop["skipped"][rank]
         if llm:
-            sampling.sync_weights(llm, common.full_state(net, zero_stage))
+            sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
         say(f"resume: step {step} of {out_dir}")
     if rank == 0:
         for name in ("metrics.jsonl", "rollouts.jsonl"):
-            common.truncate_log(f"{out_dir}/{name}", step)
+            checkpoint.truncate_log(f"{out_dir}/{name}", step)
     if eval_source and eval_interval and step == 0:
         log.write({"step": 0} | evaluate())
 
     # -------------------------------------------------------------------------
     # the loop
     # -------------------------------------------------------------------------
-    stop = common.StopSignal()  # not before: until here a signal ends the run at once, as there is nothing to save
+    stop = (
+        common.StopSignal()
+    )  # not before: until here a signal ends the run at once, as there is nothing to save
     started, first_step = time.time(), step
     while step < steps:
         t, seconds, memory = time.time(), {}, {}
@@ -327,42 +392,62 @@ if __name__ == "__main__":
 
         # 3) reward
         texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in completions]
-        scored = scorer.score([texts[p * G : p * G + G] for p in range(P)], [p["row"] for p in prompts], tuple(part_weights),
-                              [[len(c.ids) for c in group] for group in groups], max_completion_length)  # fmt: skip
+        scored = scorer.score(
+            [texts[p * G : p * G + G] for p in range(P)],
+            [p["row"] for p in prompts],
+            tuple(part_weights),
+            [[len(c.ids) for c in group] for group in groups],
+            max_completion_length,
+        )
         parts = [p for group in scored for p in group]  # S
         reward = torch.tensor([rewards.total(p, part_weights) for p in parts])  # (S,)
         rewards.debug_log(texts, [prompts[s // G]["row"] for s in range(P * G)], reward.tolist(), rank)
         if not reward.isfinite().all():
             s = int((~reward.isfinite()).nonzero()[0])
             row = prompts[s // G]["row"]
-            raise SystemExit(f"reward: {parts[s]} at step {step}, the step was not applied; look at the reward of row {row['id']}, "
-                             f"problem {row['problem']!r}, completion {texts[s]!r}")  # fmt: skip
+            raise SystemExit(
+                f"reward: {parts[s]} at step {step}, the step was not applied; look at the reward of row {row['id']}, "
+                f"problem {row['problem']!r}, completion {texts[s]!r}"
+            )
         lap("reward")
 
         # 4) advantage; 'batch' needs the rewards of all processes
         everyone = torch.tensor(common.all_gather(reward.tolist())).view(world, P, G)
-        advantage = group_advantages(everyone.flatten(0, 1), adv_norm).view(world, P, G)[rank].flatten()  # (S,)
-        flat = (reward.view(P, G).max(1).values == reward.view(P, G).min(1).values).repeat_interleave(G)  # (S,) True: nothing to learn from
+        advantage = (
+            group_advantages(everyone.flatten(0, 1), adv_norm).view(world, P, G)[rank].flatten()
+        )  # (S,)
+        flat = (reward.view(P, G).max(1).values == reward.view(P, G).min(1).values).repeat_interleave(
+            G
+        )  # (S,) True: nothing to learn from
         lengths = torch.tensor([float(len(c.ids)) for c in completions])  # (S,)
         finished = torch.tensor([c.finished for c in completions])  # (S,)
-        used = ~(flat if drop_flat_groups else torch.zeros_like(flat)) & (finished if mask_truncated else torch.ones_like(finished))
+        used = ~(flat if drop_flat_groups else torch.zeros_like(flat)) & (
+            finished if mask_truncated else torch.ones_like(finished)
+        )
         n_sequences, n_tokens = common.all_sum([used.sum().item(), lengths[used].sum().item()], device)
 
         # Response tokens are laid end to end: sequence s owns tokens starts[s] : starts[s] + lengths[s] of every (L,) tensor below.
         starts = (lengths.cumsum(0) - lengths).long().tolist()
-        sequence = torch.repeat_interleave(torch.arange(P * G), lengths.long()).to(device)  # (L,) which sequence a token belongs to
+        sequence = torch.repeat_interleave(torch.arange(P * G), lengths.long()).to(
+            device
+        )  # (L,) which sequence a token belongs to
         rollout_logp = torch.tensor([x for c in completions for x in c.logps], device=device)  # (L,)
         token_advantage = advantage.to(device)[sequence]  # (L,)
         used_any = n_sequences > 0
         if used_any:
             # a process with nothing to learn from still takes part in the collectives, with weight 0
             packed = used if used.any() else torch.arange(P * G) == 0
-            weights = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used  # (S,)
+            weights = (
+                token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used
+            )  # (S,)
             token_weight = weights.to(device)[sequence]  # (L,)
-            members = [[(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]] for p in range(P)]
-            batches = models.pack(prompts, members, net, budget.tokens())
-            batches, real = common.same_count(batches)
-            batches = [models.to_device(b, device) for b in batches]
+            members = [
+                [(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]]
+                for p in range(P)
+            ]
+            batches = qwen.pack(prompts, members, net, budget.tokens())
+            batches, real = qwen.same_count(batches)
+            batches = [qwen.to_device(b, device) for b in batches]
 
             # 5) log-probs that stay fixed during the updates, (L,) each
             def fixed_logps(model):
@@ -386,7 +471,9 @@ if __name__ == "__main__":
                     logp, entropy = engine(batch)  # (N,) each
                     old = logp.detach() if old_logp is None else old_logp[i]
                     # loss = sum_t weight_t * ( importance_t * -min(ratio_t A_t, clip(ratio_t) A_t) + beta * kl_t )
-                    token_loss, clipped = clipped_policy_loss(logp, old, token_advantage[i], sequence[i], clip_low, clip_high, ratio_level)
+                    token_loss, clipped = clipped_policy_loss(
+                        logp, old, token_advantage[i], sequence[i], clip_low, clip_high, ratio_level
+                    )
                     mismatch = importance_weight(old, rollout_logp[i], importance_cap or math.inf)
                     if importance_cap:
                         token_loss = token_loss * mismatch
@@ -395,14 +482,24 @@ if __name__ == "__main__":
                     if not loss.isfinite():
                         s = int(sequence[i][~(token_loss + kl).isfinite()][:1].sum())
                         row = prompts[s // G]["row"]
-                        raise SystemExit(f"loss: {loss.item()} at step {step}, the step was not applied; lower learning_rate, or look at "
-                                         f"row {row['id']}, problem {row['problem']!r}, completion {texts[s]!r}")  # fmt: skip
+                        raise SystemExit(
+                            f"loss: {loss.item()} at step {step}, the step was not applied; lower learning_rate, or look at "
+                            f"row {row['id']}, problem {row['problem']!r}, completion {texts[s]!r}"
+                        )
                     # DeepSpeed averages gradients over the processes and the weights are those of the whole step: hence * world
                     engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
                     engine.backward(loss * world * real[m])
                     with torch.no_grad():
                         off = (old - rollout_logp[i]).abs()
-                        values = (loss, clipped.sum(), entropy.sum(), kl.sum(), off.sum(), mismatch.sum(), torch.tensor(len(i)))
+                        values = (
+                            loss,
+                            clipped.sum(),
+                            entropy.sum(),
+                            kl.sum(),
+                            off.sum(),
+                            mismatch.sum(),
+                            torch.tensor(len(i)),
+                        )
                         sums += real[m] * torch.stack([v.double().to(device) for v in values])
                 budget.learn(batches)
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
@@ -411,7 +508,7 @@ if __name__ == "__main__":
 
         # 7) sync the new weights into vLLM
         if llm and (used_any or sleeps):
-            sampling.sync_weights(llm, common.full_state(net, zero_stage), sleeps)
+            sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)
         step += 1
         lap("sync")
 
@@ -419,34 +516,72 @@ if __name__ == "__main__":
         S_all, L_all = prompts_per_step * G, common.all_sum([lengths.sum().item()], device)[0]
         total_seconds = sum(seconds.values())
         record = {"step": step, "seconds": total_seconds, **{f"seconds_{k}": v for k, v in seconds.items()}}
-        keys = ["reward", "length", "finished", "flat_groups", "skipped_rows", *(f"reward_{k}" for k in reward_weights)]
-        values = [reward.sum().item(), lengths.sum().item(), finished.sum().item(), flat.sum().item(), stream.skipped * S_all,
-                  *(sum(p.get(k, 0.0) for p in parts) for k in reward_weights)]  # fmt: skip
+        keys = [
+            "reward",
+            "length",
+            "finished",
+            "flat_groups",
+            "skipped_rows",
+            *(f"reward_{k}" for k in reward_weights),
+        ]
+        values = [
+            reward.sum().item(),
+            lengths.sum().item(),
+            finished.sum().item(),
+            flat.sum().item(),
+            stream.skipped * S_all,
+            *(sum(p.get(k, 0.0) for p in parts) for k in reward_weights),
+        ]
         record |= dict(zip(keys, [v / S_all for v in common.all_sum(values, device)], strict=True))
         record["reward_std"] = everyone.std(-1).mean().item()  # mean over groups of the std within
         if used_any:
             loss, *means, n = common.all_sum(sums.tolist(), device)
             record |= {"loss": loss / updates_per_rollout, "lr": update_lr, "grad_norm": norm}
-            record |= dict(zip(("clip_fraction", "entropy", "kl", "mismatch", "importance"), [v / n for v in means], strict=True))
-        record |= {f"memory_{k}": v for k, v in memory.items()}  # GiB; on a CPU the peak of the process so far
-        record |= {"completions_per_s": S_all / total_seconds, "tokens_per_s": L_all / total_seconds, "memory_gib": max(memory.values())}
+            record |= dict(
+                zip(
+                    ("clip_fraction", "entropy", "kl", "mismatch", "importance"),
+                    [v / n for v in means],
+                    strict=True,
+                )
+            )
+        record |= {
+            f"memory_{k}": v for k, v in memory.items()
+        }  # GiB; on a CPU the peak of the process so far
+        record |= {
+            "completions_per_s": S_all / total_seconds,
+            "tokens_per_s": L_all / total_seconds,
+            "memory_gib": max(memory.values()),
+        }
         record["epoch"] = stream.epoch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
         show = {k: record.get(k, 0.0) for k in ("kl", "clip_fraction", "entropy", "mismatch", "grad_norm")}
-        say(f"step {step}/{steps} | reward {record['reward']:.3f} (" + ", ".join(f"{k} {record[f'reward_{k}']:.3f}" for k in reward_weights)
+        say(
+            f"step {step}/{steps} | reward {record['reward']:.3f} ("
+            + ", ".join(f"{k} {record[f'reward_{k}']:.3f}" for k in reward_weights)
             + f") | length {record['length']:.0f} | kl {show['kl']:.4f} clip {show['clip_fraction']:.3f} entropy {show['entropy']:.3f} "
             f"mismatch {show['mismatch']:.1e} grad {show['grad_norm']:.2f} | flat {record['flat_groups']:.0%} | "
             + " ".join(f"{k} {v:.2f}" for k, v in seconds.items() if v >= 0.005)
             + f" s | {record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s | {record['memory_gib']:.1f} GiB | "
-            f"epoch {stream.epoch:.2f} skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}", flush=True)  # fmt: skip
+            f"epoch {stream.epoch:.2f} skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}",
+            flush=True,
+        )
         shown = []
         for p, prompt in enumerate(prompts):
             entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}}
-            entry["images"] = [data.thumbnail(image) for image in prompt["row"]["images"]] if p < thumbnails else []
+            entry["images"] = (
+                [data.thumbnail(image) for image in prompt["row"]["images"]] if p < thumbnails else []
+            )
             entry["completions"] = [
-                {"text": texts[s], "reward": reward[s].item(), "parts": parts[s], "advantage": round(advantage[s].item(), 4),
-                 "tokens": len(completions[s].ids), "finished": completions[s].finished} for s in range(p * G, p * G + G)
-            ]  # fmt: skip
+                {
+                    "text": texts[s],
+                    "reward": reward[s].item(),
+                    "parts": parts[s],
+                    "advantage": round(advantage[s].item(), 4),
+                    "tokens": len(completions[s].ids),
+                    "finished": completions[s].finished,
+                }
+                for s in range(p * G, p * G + G)
+            ]
             shown.append(entry)
         shown = [entry for part in common.all_gather(shown) for entry in part]
         if rank == 0:
@@ -455,7 +590,9 @@ if __name__ == "__main__":
         if show_interval and step % show_interval == 1:
             for pick in (max, min):
                 c = pick(shown[0]["completions"], key=lambda c: c["reward"])
-                say(f"    {shown[0]['id']} {shown[0]['problem']!r} (answer {shown[0]['solution']}) reward {c['reward']:.1f}: {c['text']!r}")
+                say(
+                    f"    {shown[0]['id']} {shown[0]['problem']!r} (answer {shown[0]['solution']}) reward {c['reward']:.1f}: {c['text']!r}"
+                )
 
         # 9) evaluate, save
         if eval_source and eval_interval and (step % eval_interval == 0 or step == steps):
@@ -463,10 +600,17 @@ if __name__ == "__main__":
         log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            loop = {"step": step, "cursors": common.all_gather(stream.cursor), "skipped": common.all_gather(stream.skipped)}
-            common.save_all(engine, net, processor, out_dir, loop, zero_stage, rank, keep)
+            loop = {
+                "step": step,
+                "cursors": common.all_gather(stream.cursor),
+                "skipped": common.all_gather(stream.skipped),
+            }
+            checkpoint.save_all(engine, net, processor, out_dir, loop, zero_stage, rank, keep)
             if rank == 0:  # in the background: the curves should not cost training time
-                subprocess.Popen([sys.executable, str(Path(__file__).with_name("report.py")), out_dir], stdout=subprocess.DEVNULL)
+                subprocess.Popen(
+                    [sys.executable, str(Path(__file__).with_name("report.py")), out_dir],
+                    stdout=subprocess.DEVNULL,
+                )
         if stopping:
             say(f"stopped by a signal at step {step}; the same command goes on from here")
             break

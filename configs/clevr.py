@@ -6,16 +6,16 @@ out_dir = "out/clevr"
 model = "Qwen/Qwen2-VL-2B-Instruct"
 data_source = "leonardPKU/clevr_cogen_a_train"  # 70,000 images, "How many items are there in the image?"
 template = "think"
-prompts_per_step = 16     # 8 GPUs x 1 prompt x 2 accumulated = 16 groups
-group_size = 8            # x 8 completions = 128 sequences a step
+prompts_per_step = 16  # 8 GPUs x 1 prompt x 2 accumulated = 16 groups
+group_size = 8  # x 8 completions = 128 sequences a step
 max_prompt_length = 1024  # a CLEVR image is 187 visual tokens
 max_completion_length = 256
-max_pixels = 401408       # 512 visual tokens
+max_pixels = 401408  # 512 visual tokens
 temperature = 0.9
 beta = 0.04
 learning_rate = 1e-6
 lr_schedule = "linear"
-steps = 100               # the published run; 2 epochs would be 8,750
+steps = 100  # the published run; 2 epochs would be 8,750
 grad_checkpointing = False
 zero_stage = 2
 save_interval = 50

@@ -15,5 +15,5 @@ learning_rate = 1e-6
 steps = 100
 grad_checkpointing = True
 vllm_gpu_memory = 0.3
-zero_stage = 0            # one process: there is nothing to shard
+zero_stage = 0  # one process: there is nothing to shard
 save_interval = 50

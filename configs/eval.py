@@ -6,8 +6,10 @@
 #   torchrun --nproc_per_node=8 eval.py configs/eval.py --model=Qwen/Qwen2-VL-2B-Instruct --template=direct --out_dir=out/direct
 out_dir = "out/eval"
 bench = "all"
-template = "auto"         # each benchmark's own prompt and limit on the completion, as in the original scripts
+template = "auto"  # each benchmark's own prompt and limit on the completion, as in the original scripts
 temperature = 0.0
-max_pixels = 1605632      # 2,048 visual tokens; enough to leave RefCOCO, SuperCLEVR, CLEVR and GeoQA images at their size
-max_prompt_length = 12288 # MMMU has up to 7 images
+max_pixels = (
+    1605632  # 2,048 visual tokens; enough to leave RefCOCO, SuperCLEVR, CLEVR and GeoQA images at their size
+)
+max_prompt_length = 12288  # MMMU has up to 7 images
 batch_rows = 256

@@ -5,16 +5,16 @@
 #   torchrun --nproc_per_node=8 eval.py configs/eval.py --model=out/geoqa/step-001000 --bench=geoqa_test
 out_dir = "out/geoqa"
 model = "Qwen/Qwen2.5-VL-3B-Instruct"
-data_source = "geoqa"     # 8,000 problems with one drawing each
+data_source = "geoqa"  # 8,000 problems with one drawing each
 prompts_per_step = 16
 group_size = 8
 max_prompt_length = 4096
 max_completion_length = 2048
-max_pixels = 501760       # 640 visual tokens
-micro_tokens = 16384      # a group of long completions
+max_pixels = 501760  # 640 visual tokens
+micro_tokens = 16384  # a group of long completions
 temperature = 0.9
 beta = 0.04
 learning_rate = 1e-6
 lr_schedule = "constant"
-steps = 1000              # 2 epochs
+steps = 1000  # 2 epochs
 save_interval = 200

@@ -8,11 +8,11 @@
 out_dir = "out/openv_visual"
 model = "Qwen/Qwen2.5-VL-3B-Instruct"
 data_source = "openv_visual"  # 139,000 rows; those with boxes get the template 'box', the others 'think'
-prompts_per_step = 32     # OpenV-R1: 28 on 7 + 1 GPUs
+prompts_per_step = 32  # OpenV-R1: 28 on 7 + 1 GPUs
 group_size = 7
 max_prompt_length = 1024
 max_completion_length = 2048
-max_pixels = 501760       # 640 visual tokens
+max_pixels = 501760  # 640 visual tokens
 micro_tokens = 16384
 temperature = 0.9
 beta = 0.04

@@ -9,13 +9,13 @@ grad_checkpointing = False
 data_source = "scenes:clevr?rows=12000&seed=2&layout=grid&objects=1-8&jitter=0.25"  # true counts; other scenes than the cold start's
 eval_source = "scenes:clevr?rows=200&seed=3&layout=grid&objects=1-8"
 min_pixels = 12544
-max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
+max_pixels = 12544  # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
 max_prompt_length = 128
 max_completion_length = 44
-prompts_per_step = 16     # 16 groups x 8 completions = 128 sequences a step
+prompts_per_step = 16  # 16 groups x 8 completions = 128 sequences a step
 group_size = 8
-rollout = "hf"            # for a model this small on a CPU twice as fast as vLLM, without its start; 'vllm' as on GPUs works here, too
-reward_workers = 0        # counts are read off in microseconds
+rollout = "hf"  # for a model this small on a CPU twice as fast as vLLM, without its start; 'vllm' as on GPUs works here, too
+reward_workers = 0  # counts are read off in microseconds
 temperature = 1.0
 drop_flat_groups = True
 steps = 160

@@ -9,6 +9,6 @@ sources = {
     "superclevr": "scenes:superclevr?rows=500&seed=108&layout=grid&objects=1-8&size=160x160",
 }
 min_pixels = 12544
-max_pixels = 12544        # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
+max_pixels = 12544  # 112 x 112: every image is 16 visual tokens, one for each cell of the grid
 max_prompt_length = 128
 max_completion_length = 44

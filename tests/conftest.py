@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
 def tiny_folder(tmp_path_factory):
     """tiny_folder(family) -> folder of a randomly initialised checkpoint of that family."""
     import data
-    import model
+    import qwen
 
     base, corpus = tmp_path_factory.mktemp("tiny"), None
 
@@ -26,7 +26,7 @@ def tiny_folder(tmp_path_factory):
         nonlocal corpus
         corpus = corpus or data.tiny_corpus()
         if not (base / family).exists():
-            model.build_tiny(str(base / family), corpus, family)
+            qwen.build_tiny(str(base / family), corpus, family)
         return str(base / family)
 
     return build

@@ -13,38 +13,71 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = "scenes:clevr?rows=200&layout=grid&objects=1-2"
-TINY = ["--dtype=float32", "--grad_checkpointing=False", "--zero_stage=0", "--micro_tokens=4096",
-        "--max_prompt_length=128", "--learning_rate=1e-3", "--lr_schedule=constant"]  # fmt: skip
-SFT = ["train_sft.py", *TINY, "--warmup_steps=0", "--batch_size=4", "--max_completion_length=64", f"--data_source={SCENES}"]
-GRPO = ["train_grpo.py", *TINY, "--prompts_per_step=4", "--group_size=4", "--max_completion_length=24", "--temperature=1.0",
-        f"--data_source={SCENES}"]  # fmt: skip
+TINY = [
+    "--dtype=float32",
+    "--grad_checkpointing=False",
+    "--zero_stage=0",
+    "--micro_tokens=4096",
+    "--max_prompt_length=128",
+    "--learning_rate=1e-3",
+    "--lr_schedule=constant",
+]
+SFT = [
+    "train_sft.py",
+    *TINY,
+    "--warmup_steps=0",
+    "--batch_size=4",
+    "--max_completion_length=64",
+    f"--data_source={SCENES}",
+]
+GRPO = [
+    "train_grpo.py",
+    *TINY,
+    "--prompts_per_step=4",
+    "--group_size=4",
+    "--max_completion_length=24",
+    "--temperature=1.0",
+    f"--data_source={SCENES}",
+]
 SOURCES = "scenes:clevr?rows=8&seed=3&layout=grid&objects=1-2"  # held-out rows
 
 
 class Script:
     """A running script; its output (both streams) is in `log`. With ranks > 1 it is started by torchrun."""
 
-    def __init__(self, command: list[str], log: Path, ranks: int = 1, env: dict | None = None, preexec_fn=None):
+    def __init__(
+        self, command: list[str], log: Path, ranks: int = 1, env: dict | None = None, preexec_fn=None
+    ):
         bin = Path(sys.executable).parent
         self.command, self.log = command, log
         start = [str(bin / "torchrun"), "--standalone", f"--nproc_per_node={ranks}"]
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        inherited = {k: v for k, v in os.environ.items() if k not in names}  # an engine in the pytest process has set these
+        inherited = {
+            k: v for k, v in os.environ.items() if k not in names
+        }  # an engine in the pytest process has set these
         # as in an activated environment: DeepSpeed's extension is compiled anew (a minute) whenever another ninja is found first
         inherited["PATH"] = f"{bin}{os.pathsep}{inherited.get('PATH', '')}"
         environment = inherited | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                (start if ranks > 1 else [sys.executable]) + command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=file, start_new_session=True, preexec_fn=preexec_fn,
-            )  # fmt: skip
+                (start if ranks > 1 else [sys.executable]) + command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=preexec_fn,
+            )
 
     @property
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        if "torchrun" in self.process.args[0]:  # its workers have sessions of their own; asked politely it ends them
+        if (
+            "torchrun" in self.process.args[0]
+        ):  # its workers have sessions of their own; asked politely it ends them
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(60)
@@ -89,6 +122,8 @@ def refuses(command: list[str], log: Path, *words: str, **options) -> str:
     """The script ends with exit code 1 and one sentence that holds all `words`; no traceback. Returns the sentence."""
     text = run(command, log, code=1, **options)
     assert "Traceback" not in text, text[-4000:]
-    found = [line for line in text.splitlines() if all(word in line for word in words) and " -> " not in line]  # not the echoed knobs
+    found = [
+        line for line in text.splitlines() if all(word in line for word in words) and " -> " not in line
+    ]  # not the echoed knobs
     assert len(found) == 1, f"{len(found)} lines with {words}:\n{text[-4000:]}"
     return found[0]

@@ -19,7 +19,9 @@ from PIL import Image
 def count_lines(prompt: str, ask: int) -> dict:
     """The message of a teacher who counts the objects that it is told of: `content` with tags."""
     n = len(re.findall(r"^A (?:large|small) ", prompt, re.MULTILINE))
-    return {"content": f"<think>\nI see them one by one. Altogether {n} of them.\n</think>\n\n**The answer is:** {n}"}
+    return {
+        "content": f"<think>\nI see them one by one. Altogether {n} of them.\n</think>\n\n**The answer is:** {n}"
+    }
 
 
 class Teacher:
@@ -27,7 +29,12 @@ class Teacher:
 
     def __init__(self, behave=lambda prompt, ask: "ok", message=count_lines, delay: float = 0.0):
         self.behave, self.message, self.delay, self.lock = behave, message, delay, threading.Lock()
-        self.asked, self.served, self.count, self.release = [], collections.Counter(), collections.Counter(), threading.Event()
+        self.asked, self.served, self.count, self.release = (
+            [],
+            collections.Counter(),
+            collections.Counter(),
+            threading.Event(),
+        )
 
     def __enter__(self):
         handler = type("Handler", (Handler,), {"teacher": self})
@@ -58,7 +65,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, code: int, body: bytes, length: int | None = None, **headers):
         self.send_response(code)
-        for name, value in {"Content-Type": "application/json", "Content-Length": length or len(body), **headers}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": length or len(body),
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(body)
@@ -71,13 +82,21 @@ class Handler(BaseHTTPRequestHandler):
         teacher, request = self.teacher, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content, image = request["messages"][-1]["content"], None
         if not isinstance(content, str):
-            image = Image.open(io.BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition("base64,")[2])))
+            image = Image.open(
+                io.BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition("base64,")[2]))
+            )
             content = content[1]["text"]
         with teacher.lock:
             teacher.count[content] += 1
             ask = teacher.count[content]
-            record = {"prompt": content, "ask": ask, "time": time.time(), "key": self.headers["Authorization"], "request": request,
-                      "image": image}  # fmt: skip
+            record = {
+                "prompt": content,
+                "ask": ask,
+                "time": time.time(),
+                "key": self.headers["Authorization"],
+                "request": request,
+                "image": image,
+            }
             teacher.asked.append(record)
         what = record["what"] = teacher.behave(content, ask)
         time.sleep(teacher.delay)
@@ -95,11 +114,22 @@ class Handler(BaseHTTPRequestHandler):
             return None
         made = teacher.message(content if image is None else record, ask)
         finish = made.pop("finish", "stop")
-        body = json.dumps({
-            "id": f"c{len(teacher.asked)}", "object": "chat.completion", "created": 0, "model": request["model"],
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": None} | made, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }).encode()  # fmt: skip
+        body = json.dumps(
+            {
+                "id": f"c{len(teacher.asked)}",
+                "object": "chat.completion",
+                "created": 0,
+                "model": request["model"],
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": None} | made,
+                        "finish_reason": finish,
+                    }
+                ],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            }
+        ).encode()
         if what == "cut":  # valid HTTP, half a JSON
             return self.reply(200, body[: len(body) // 2])
         if what == "short":  # fewer bytes than announced

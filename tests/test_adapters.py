@@ -1,6 +1,6 @@
 """The published data sets: files in their exact layout (published.py) give the rows that a person reading the files would write down.
 
-    python -m pytest tests/test_adapters.py
+python -m pytest tests/test_adapters.py
 """
 
 import os
@@ -9,13 +9,35 @@ import shutil
 import published
 import pytest
 
-import adapters
 import data
-import model
+import qwen
+from tasks import adapters
 
-NAMES = ["clevr", "clevr_complex", "clevr_r1", "geoqa", "openv_visual", "ocean_visual", "openv_text", "ocean_text", "superclevr200",
-         "superclevr5k", "cogent_val_a", "cogent_val_b", "geoqa_test", "refcoco", "refcocop", "refcocog", "refgta", "mathvision",
-         "mathverse", "olympiadbench", "mmmu", "gsm8k", "math500"]  # fmt: skip
+NAMES = [
+    "clevr",
+    "clevr_complex",
+    "clevr_r1",
+    "geoqa",
+    "openv_visual",
+    "ocean_visual",
+    "openv_text",
+    "ocean_text",
+    "superclevr200",
+    "superclevr5k",
+    "cogent_val_a",
+    "cogent_val_b",
+    "geoqa_test",
+    "refcoco",
+    "refcocop",
+    "refcocog",
+    "refgta",
+    "mathvision",
+    "mathverse",
+    "olympiadbench",
+    "mmmu",
+    "gsm8k",
+    "math500",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,80 +71,297 @@ def objects(n):
 
 
 def referred(text, split):
-    return [{"id": f"{text}/{split}:0", "problem": f"{REC}the red block ({split})", "solution": "[30, 20, 110, 90]", "task": "grounding",
-             "template": "box", "labels": {"box": "medium"}}]  # fmt: skip
+    return [
+        {
+            "id": f"{text}/{split}:0",
+            "problem": f"{REC}the red block ({split})",
+            "solution": "[30, 20, 110, 90]",
+            "task": "grounding",
+            "template": "box",
+            "labels": {"box": "medium"},
+        }
+    ]
 
 
 # name -> (split asked for, number of rows, the first rows; what is not given has the value of BLANK)
-BLANK = {"task": "auto", "thinking": None, "options": None, "labels": {}, "template": None, "reward_func": None, "images": 1}
-COMPLEX = [{"problem": OTHER, "solution": "2", "task": "count", **objects(2)},
-           {"problem": MORE, "solution": "no", "task": "text", **objects("none")}]  # fmt: skip
-OCEAN = [{"problem": COUNT, "solution": "4"},
-         {"problem": REC + "the red block", "solution": "[30, 20, 110, 90]", "task": "grounding", "template": "box", "reward_func": "iou",
-          "labels": {"box": "medium"}},
-         {"problem": "Which letter marks the red block?", "solution": "B"}]  # fmt: skip
-OCEAN_TEXT = [{"problem": "Compute $3 \\cdot 4$.", "solution": "12", "template": "zero", "images": 0},
-              {"problem": "Simplify $\\sqrt{12}$.", "solution": "2\\sqrt{3}", "template": "zero", "images": 0}]  # fmt: skip
+BLANK = {
+    "task": "auto",
+    "thinking": None,
+    "options": None,
+    "labels": {},
+    "template": None,
+    "reward_func": None,
+    "images": 1,
+}
+COMPLEX = [
+    {"problem": OTHER, "solution": "2", "task": "count", **objects(2)},
+    {"problem": MORE, "solution": "no", "task": "text", **objects("none")},
+]
+OCEAN = [
+    {"problem": COUNT, "solution": "4"},
+    {
+        "problem": REC + "the red block",
+        "solution": "[30, 20, 110, 90]",
+        "task": "grounding",
+        "template": "box",
+        "reward_func": "iou",
+        "labels": {"box": "medium"},
+    },
+    {"problem": "Which letter marks the red block?", "solution": "B"},
+]
+OCEAN_TEXT = [
+    {"problem": "Compute $3 \\cdot 4$.", "solution": "12", "template": "zero", "images": 0},
+    {"problem": "Simplify $\\sqrt{12}$.", "solution": "2\\sqrt{3}", "template": "zero", "images": 0},
+]
 EXPECTED = {
     # train-00000-of-00002 holds records 0 and 2 of the writer's four, train-00001-of-00002 records 1 and 3
-    "clevr": ("train", 4, [{"id": f"clevr:{i}", "problem": COUNT, "solution": s, "task": "count", **objects(s)}
-                           for i, s in enumerate("3546")]),
+    "clevr": (
+        "train",
+        4,
+        [
+            {"id": f"clevr:{i}", "problem": COUNT, "solution": s, "task": "count", **objects(s)}
+            for i, s in enumerate("3546")
+        ],
+    ),
     "clevr_complex": ("train", 4, COMPLEX),
-    "clevr_r1": ("train", 4, [{"problem": COUNT, "solution": "1", "thinking": "<think>\nA red block.\n</think>", "task": "count",
-                               **objects(1)}]),
+    "clevr_r1": (
+        "train",
+        4,
+        [
+            {
+                "problem": COUNT,
+                "solution": "1",
+                "thinking": "<think>\nA red block.\n</think>",
+                "task": "count",
+                **objects(1),
+            }
+        ],
+    ),
     "cogent_val_a": ("test", 4, COMPLEX),
     "cogent_val_b": ("train", 4, COMPLEX),
-    "geoqa": ("train", 4, [{"problem": ANGLE.format(i), "solution": s, "task": "math", "labels": {"answer": kind}} for i, (s, kind) in
-                           enumerate({"145°": "degrees", "2√{3}": "root or pi", "5.0cm": "length", "\\frac{3}{4}": "fraction"}.items())]),
+    "geoqa": (
+        "train",
+        4,
+        [
+            {"problem": ANGLE.format(i), "solution": s, "task": "math", "labels": {"answer": kind}}
+            for i, (s, kind) in enumerate(
+                {
+                    "145°": "degrees",
+                    "2√{3}": "root or pi",
+                    "5.0cm": "length",
+                    "\\frac{3}{4}": "fraction",
+                }.items()
+            )
+        ],
+    ),
     "openv_visual": ("train", 4, OCEAN),
     "ocean_visual": ("train", 4, OCEAN),
     "openv_text": ("train", 4, OCEAN_TEXT),
     "ocean_text": ("train", 4, OCEAN_TEXT),
-    "superclevr200": ("test", 4, [{"problem": "How many different items are there in the image?", "solution": s, "task": "count",
-                                   "template": "superclevr", **objects(s)} for s in "345"]),
-    "superclevr5k": ("test", 4, [{"id": f"superclevr5k:{i}", "problem": "How many tiny bikes are there?", "solution": s, "task": "count",
-                                  "template": "superclevr", **objects(s)} for i, s in enumerate("012")]),
-    "geoqa_test": ("test", 4, [{"problem": ANGLE.format(i), "solution": s, "task": "math", "labels": {"answer": kind}} for i, (s, kind) in
-                               enumerate({"140°": "degrees", "65": "number", "2√{3}": "root or pi", "5海里": "length"}.items())]),
+    "superclevr200": (
+        "test",
+        4,
+        [
+            {
+                "problem": "How many different items are there in the image?",
+                "solution": s,
+                "task": "count",
+                "template": "superclevr",
+                **objects(s),
+            }
+            for s in "345"
+        ],
+    ),
+    "superclevr5k": (
+        "test",
+        4,
+        [
+            {
+                "id": f"superclevr5k:{i}",
+                "problem": "How many tiny bikes are there?",
+                "solution": s,
+                "task": "count",
+                "template": "superclevr",
+                **objects(s),
+            }
+            for i, s in enumerate("012")
+        ],
+    ),
+    "geoqa_test": (
+        "test",
+        4,
+        [
+            {"problem": ANGLE.format(i), "solution": s, "task": "math", "labels": {"answer": kind}}
+            for i, (s, kind) in enumerate(
+                {"140°": "degrees", "65": "number", "2√{3}": "root or pi", "5海里": "length"}.items()
+            )
+        ],
+    ),
     "refcoco": ("testA", 4, referred("refcoco", "testA")),
-    "refcocop": ("test", 4, referred("refcocop", "val")),  # it has no split of that name: evaluation gets the first one
+    "refcocop": (
+        "test",
+        4,
+        referred("refcocop", "val"),
+    ),  # it has no split of that name: evaluation gets the first one
     "refcocog": ("test", 4, referred("refcocog", "test")),
-    "refgta": ("test", 4, [{"problem": REC + "the man beside the red block", "solution": "[30.5, 20.0, 110.0, 90.25]",
-                            "task": "grounding", "template": "box", "labels": {"box": "medium"}}]),
-    "mathvision": ("testmini", 4, [
-        {"id": "4", "problem": "How many bricks are missing in the wall?\n<image1>", "solution": "6", "task": "math", "template": "solve",
-         "labels": {"subject": "counting", "level": "1", "type": "free"}},
-        {"id": "5", "problem": "Which picture shows the wall?\n<image1>", "solution": "D", "task": "choice", "template": "solve",
-         "labels": {"subject": "combinatorial geometry", "level": "2", "type": "choice"}},
-        {"id": "6", "problem": "Which colour is the cube with the question mark?\n<image1>\n(A) red\n(B) blue\n(C) green",
-         "solution": "A", "task": "choice", "options": ["red", "blue", "green"], "template": "solve",
-         "labels": {"subject": "logic", "level": "3", "type": "choice"}}]),
-    "mathverse": ("train", 4, [{"problem": CHOICES, "solution": "C", "task": "choice", "options": ["50°", "60°", "65°", "90°"],
-                                "template": "solve", "labels": {"type": "choice"}},
-                               {"problem": "Find the length of BC.", "solution": "7", "task": "math", "template": "solve",
-                                "labels": {"type": "free"}}]),
-    "olympiadbench": ("test_en", 4, [
-        {"id": "1606", "problem": "Find all $x$.", "solution": "1,-1", "task": "math", "template": "solve", "images": 0,
-         "labels": {"subject": "Algebra", "answer": "Numerical", "images": "without"}},
-        {"id": "1607", "problem": "A block slides down a ramp.\n\nWhat is the speed?", "solution": "$\\sqrt{2 g h}$", "task": "math",
-         "template": "solve", "labels": {"subject": "Mechanics", "answer": "Expression", "images": "with"}}]),
-    "mmmu": ("validation", 8, [
-        {"id": "validation_Accounting_1", "solution": "A", "task": "choice", "options": ["$3,100,000", "it's $2", "$2,474,000"],
-         "problem": "<image 1> What is total revenue?\n(A) $3,100,000\n(B) it's $2\n(C) $2,474,000", "template": "solve",
-         "labels": {"subject": "Accounting", "type": "multiple-choice", "difficulty": "Medium"}},
-        {"id": "validation_Accounting_2", "solution": "B", "task": "choice", "options": ["<image 1>", "<image 2>"], "images": 2,
-         "problem": "Which of <image 1> and <image 2> shows the block?\n(A) <image 1>\n(B) <image 2>", "template": "solve",
-         "labels": {"subject": "Accounting", "type": "multiple-choice", "difficulty": "Medium"}},
-        {"id": "validation_Accounting_3", "problem": "What is the ratio in <image 1>?", "solution": "['24/7', '3.429']",
-         "template": "solve", "labels": {"subject": "Accounting", "type": "open", "difficulty": "Medium"}}]),
-    "gsm8k": ("test", 4, [{"problem": "Tom has 3 boxes of 4 pens. How many pens? (main)", "solution": "12", "task": "math",
-                           "thinking": "He has 3*4=12 pens.", "template": "zero", "images": 0},
-                          {"problem": "A farm sells 2,125 eggs. How many? (main)", "solution": "2125", "task": "math",
-                           "thinking": "It sells them all.", "template": "zero", "images": 0}]),
-    "math500": ("test", 4, [{"id": "test/precalculus/0.json", "problem": "Convert $(0,3)$ to polar coordinates.", "task": "math",
-                             "solution": "\\left( 3, \\frac{\\pi}{2} \\right)", "template": "zero", "images": 0,
-                             "labels": {"subject": "Precalculus", "level": "2"}}]),
-}  # fmt: skip
+    "refgta": (
+        "test",
+        4,
+        [
+            {
+                "problem": REC + "the man beside the red block",
+                "solution": "[30.5, 20.0, 110.0, 90.25]",
+                "task": "grounding",
+                "template": "box",
+                "labels": {"box": "medium"},
+            }
+        ],
+    ),
+    "mathvision": (
+        "testmini",
+        4,
+        [
+            {
+                "id": "4",
+                "problem": "How many bricks are missing in the wall?\n<image1>",
+                "solution": "6",
+                "task": "math",
+                "template": "solve",
+                "labels": {"subject": "counting", "level": "1", "type": "free"},
+            },
+            {
+                "id": "5",
+                "problem": "Which picture shows the wall?\n<image1>",
+                "solution": "D",
+                "task": "choice",
+                "template": "solve",
+                "labels": {"subject": "combinatorial geometry", "level": "2", "type": "choice"},
+            },
+            {
+                "id": "6",
+                "problem": "Which colour is the cube with the question mark?\n<image1>\n(A) red\n(B) blue\n(C) green",
+                "solution": "A",
+                "task": "choice",
+                "options": ["red", "blue", "green"],
+                "template": "solve",
+                "labels": {"subject": "logic", "level": "3", "type": "choice"},
+            },
+        ],
+    ),
+    "mathverse": (
+        "train",
+        4,
+        [
+            {
+                "problem": CHOICES,
+                "solution": "C",
+                "task": "choice",
+                "options": ["50°", "60°", "65°", "90°"],
+                "template": "solve",
+                "labels": {"type": "choice"},
+            },
+            {
+                "problem": "Find the length of BC.",
+                "solution": "7",
+                "task": "math",
+                "template": "solve",
+                "labels": {"type": "free"},
+            },
+        ],
+    ),
+    "olympiadbench": (
+        "test_en",
+        4,
+        [
+            {
+                "id": "1606",
+                "problem": "Find all $x$.",
+                "solution": "1,-1",
+                "task": "math",
+                "template": "solve",
+                "images": 0,
+                "labels": {"subject": "Algebra", "answer": "Numerical", "images": "without"},
+            },
+            {
+                "id": "1607",
+                "problem": "A block slides down a ramp.\n\nWhat is the speed?",
+                "solution": "$\\sqrt{2 g h}$",
+                "task": "math",
+                "template": "solve",
+                "labels": {"subject": "Mechanics", "answer": "Expression", "images": "with"},
+            },
+        ],
+    ),
+    "mmmu": (
+        "validation",
+        8,
+        [
+            {
+                "id": "validation_Accounting_1",
+                "solution": "A",
+                "task": "choice",
+                "options": ["$3,100,000", "it's $2", "$2,474,000"],
+                "problem": "<image 1> What is total revenue?\n(A) $3,100,000\n(B) it's $2\n(C) $2,474,000",
+                "template": "solve",
+                "labels": {"subject": "Accounting", "type": "multiple-choice", "difficulty": "Medium"},
+            },
+            {
+                "id": "validation_Accounting_2",
+                "solution": "B",
+                "task": "choice",
+                "options": ["<image 1>", "<image 2>"],
+                "images": 2,
+                "problem": "Which of <image 1> and <image 2> shows the block?\n(A) <image 1>\n(B) <image 2>",
+                "template": "solve",
+                "labels": {"subject": "Accounting", "type": "multiple-choice", "difficulty": "Medium"},
+            },
+            {
+                "id": "validation_Accounting_3",
+                "problem": "What is the ratio in <image 1>?",
+                "solution": "['24/7', '3.429']",
+                "template": "solve",
+                "labels": {"subject": "Accounting", "type": "open", "difficulty": "Medium"},
+            },
+        ],
+    ),
+    "gsm8k": (
+        "test",
+        4,
+        [
+            {
+                "problem": "Tom has 3 boxes of 4 pens. How many pens? (main)",
+                "solution": "12",
+                "task": "math",
+                "thinking": "He has 3*4=12 pens.",
+                "template": "zero",
+                "images": 0,
+            },
+            {
+                "problem": "A farm sells 2,125 eggs. How many? (main)",
+                "solution": "2125",
+                "task": "math",
+                "thinking": "It sells them all.",
+                "template": "zero",
+                "images": 0,
+            },
+        ],
+    ),
+    "math500": (
+        "test",
+        4,
+        [
+            {
+                "id": "test/precalculus/0.json",
+                "problem": "Convert $(0,3)$ to polar coordinates.",
+                "task": "math",
+                "solution": "\\left( 3, \\frac{\\pi}{2} \\right)",
+                "template": "zero",
+                "images": 0,
+                "labels": {"subject": "Precalculus", "level": "2"},
+            }
+        ],
+    ),
+}
 
 
 def check(rows, name, expected):
@@ -130,8 +369,12 @@ def check(rows, name, expected):
         row = rows[i]
         wanted = BLANK | {"id": row["id"]} | wanted
         assert set(row) == set(wanted) and row["id"].startswith(name) == (row["id"] == f"{rows.name}:{i}")
-        assert {k: v for k, v in row.items() if k != "images"} == {k: v for k, v in wanted.items() if k != "images"}
-        assert len(row["images"]) == wanted["images"] and all(im.size == (150, 100) and im.mode == "RGB" for im in row["images"])
+        assert {k: v for k, v in row.items() if k != "images"} == {
+            k: v for k, v in wanted.items() if k != "images"
+        }
+        assert len(row["images"]) == wanted["images"] and all(
+            im.size == (150, 100) and im.mode == "RGB" for im in row["images"]
+        )
 
 
 def test_every_name_is_there():
@@ -150,14 +393,21 @@ def test_rows_of_every_data_set(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_data_set_makes_prompts_and_targets(name, tmp_path, processor):
     """The prompt of template = "auto" holds the problem, its options and an instruction, and fits the adapter's task."""
-    rows, template = data.load_rows(published.write(name, tmp_path), EXPECTED[name][0]), adapters.ADAPTERS[name].template
-    done, skipped = data.take_all(rows, lambda row: data.encode_prompt(row, processor), 0, 1, 0, 3, lambda line: None)
+    rows, template = (
+        data.load_rows(published.write(name, tmp_path), EXPECTED[name][0]),
+        adapters.ADAPTERS[name].template,
+    )
+    done, skipped = data.take_all(
+        rows, lambda row: data.encode_prompt(row, processor), 0, 1, 0, 3, lambda line: None
+    )
     assert len(done) == 3 - (name == "olympiadbench") and len(done) + skipped == 3
     for i, prompt in done:
         row, messages = rows[i], data.build_prompt(rows[i])
         text = messages[-1]["content"][-1]["text"]
         assert row["problem"] in text and all(option in text for option in row["options"] or [])
-        assert (messages[0]["role"] == "system") == (row["template"] == "zero") and (text == row["problem"]) == (row["template"] == "zero")
+        assert (messages[0]["role"] == "system") == (row["template"] == "zero") and (
+            text == row["problem"]
+        ) == (row["template"] == "zero")
         number = row["task"] in ("count", "math") or row["solution"] == "4"
         assert ("(number)" in text) == (number and row["template"] not in ("zero", "box"))
         assert ("JSON" in text) == (row["task"] == "grounding")
@@ -167,7 +417,7 @@ def test_every_data_set_makes_prompts_and_targets(name, tmp_path, processor):
 
 @pytest.fixture
 def processor(tiny_folder):
-    return model.load_processor(tiny_folder())
+    return qwen.load_processor(tiny_folder())
 
 
 def test_official_mathverse(tmp_path):
@@ -176,15 +426,37 @@ def test_official_mathverse(tmp_path):
     rows = data.load_rows(f"mathverse@{tmp_path}/mv", "testmini")
     labels = {"version": "Text Dominant", "type": "choice", "subject": "Plane Geometry"}
     assert len(rows) == 4 and len(rows[0]["images"]) == 1
-    check(rows, "mathverse", [
-        {"id": "1", "problem": CHOICES, "solution": "C", "task": "choice", "options": ["50°", "60°", "65°", "90°"], "template": "solve",
-         "labels": labels},
-        {"id": "2", "problem": "Answer the question that stands in the image.", "solution": "$7\\sqrt{2}$", "task": "math",
-         "template": "solve", "labels": labels | {"version": "Vision Only", "type": "free"}}])  # fmt: skip
+    check(
+        rows,
+        "mathverse",
+        [
+            {
+                "id": "1",
+                "problem": CHOICES,
+                "solution": "C",
+                "task": "choice",
+                "options": ["50°", "60°", "65°", "90°"],
+                "template": "solve",
+                "labels": labels,
+            },
+            {
+                "id": "2",
+                "problem": "Answer the question that stands in the image.",
+                "solution": "$7\\sqrt{2}$",
+                "task": "math",
+                "template": "solve",
+                "labels": labels | {"version": "Vision Only", "type": "free"},
+            },
+        ],
+    )
 
 
 def test_the_list_of_5000_is_the_last_how_many_questions():
-    questions = [{"question": q, "answer": i, "image_filename": "x.png"} for i in range(6000) for q in ("How many cars?", "What color?")]
+    questions = [
+        {"question": q, "answer": i, "image_filename": "x.png"}
+        for i in range(6000)
+        for q in ("How many cars?", "What color?")
+    ]
     chosen = adapters.last_how_many(questions)
     assert len(chosen) == 5000 and [chosen[0]["answer"], chosen[-1]["answer"]] == [1000, 5999]
     ready = [{"image_path": "x.png", "question": "How many cars?", "ground_truth": 3}]
@@ -230,16 +502,28 @@ def as_jsonl(table, folder, name="train.jsonl", **more):
 
 def as_json_with_other_paths(table, folder):
     as_jsonl(table, folder, "rows.json")
-    (folder / "rows.json").write_text((folder / "rows.json").read_text().replace('"images/', '"./authors/folder/images/'))
+    (folder / "rows.json").write_text(
+        (folder / "rows.json").read_text().replace('"images/', '"./authors/folder/images/')
+    )
 
 
 def as_imagefolder(table, folder):
     """datasets' imagefolder: metadata.jsonl beside the images."""
     as_jsonl(table, folder, "metadata.jsonl")
-    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace('"image":', '"file_name":'))
+    (folder / "metadata.jsonl").write_text(
+        (folder / "metadata.jsonl").read_text().replace('"image":', '"file_name":')
+    )
 
 
-FORMS = [as_parquet_file, as_saved, as_saved_dict, as_saved_splits, as_jsonl, as_json_with_other_paths, as_imagefolder]
+FORMS = [
+    as_parquet_file,
+    as_saved,
+    as_saved_dict,
+    as_saved_splits,
+    as_jsonl,
+    as_json_with_other_paths,
+    as_imagefolder,
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__[3:])
@@ -257,7 +541,9 @@ def test_a_copy_in_any_form_gives_the_same_rows(form, tmp_path, monkeypatch):
         for i in range(4):
             a, b = rows[i], data.load_rows(spec)[i]
             assert a["images"][0].tobytes() == b["images"][0].tobytes()
-            assert {k: v for k, v in a.items() if k != "images"} == {k: v for k, v in b.items() if k != "images"}
+            assert {k: v for k, v in a.items() if k != "images"} == {
+                k: v for k, v in b.items() if k != "images"
+            }
 
 
 def test_subjects_saved_one_by_one(tmp_path):
@@ -265,10 +551,15 @@ def test_subjects_saved_one_by_one(tmp_path):
 
     published.write("mmmu", tmp_path)
     for subject in ("Accounting", "Diagnostics_and_Laboratory_Medicine"):
-        files = {s: str(tmp_path / f"mmmu/{subject}/{s}-00000-of-00001.parquet") for s in ("dev", "validation")}
+        files = {
+            s: str(tmp_path / f"mmmu/{subject}/{s}-00000-of-00001.parquet") for s in ("dev", "validation")
+        }
         datasets.load_dataset("parquet", data_files=files).save_to_disk(str(tmp_path / "saved" / subject))
     rows = data.load_rows(f"mmmu@{tmp_path}/saved", "dev")
-    assert [rows[i]["id"] for i in (0, 7)] == ["dev_Accounting_1", "dev_Diagnostics_and_Laboratory_Medicine_4"]
+    assert [rows[i]["id"] for i in (0, 7)] == [
+        "dev_Accounting_1",
+        "dev_Diagnostics_and_Laboratory_Medicine_4",
+    ]
 
 
 def test_a_folder_above_may_have_the_name_of_a_part(tmp_path):
@@ -285,7 +576,10 @@ def test_default_place_and_shared_folders(tmp_path, monkeypatch):
     shutil.move(tmp_path / "refcocop" / "train2014", "downloads/coco/train2014")
     check(data.load_rows("refcocop/testB"), "refcocop", referred("refcocop", "testB"))
     check(data.load_rows("refcocop", "train"), "refcocop", referred("refcocop", "train"))
-    with pytest.raises(SystemExit, match="^data: 'refcoco' is not in downloads/refcoco; download rec_jsons_processed.zip of omlab/VLM-R1"):
+    with pytest.raises(
+        SystemExit,
+        match="^data: 'refcoco' is not in downloads/refcoco; download rec_jsons_processed.zip of omlab/VLM-R1",
+    ):
         data.load_rows("refcoco")
 
     published.write("superclevr5k", tmp_path)
@@ -316,7 +610,9 @@ def test_columns_and_task_can_be_set_for_a_known_set(tmp_path):
     spec = published.write("math500", tmp_path)
     row = data.load_rows(spec, columns="solution=subject")[0]
     assert (row["solution"], row["id"]) == ("Precalculus", "test/precalculus/0.json")
-    assert data.load_rows(published.write("openv_text", tmp_path), task="text")[0]["task"] == "auto"  # the record knows better
+    assert (
+        data.load_rows(published.write("openv_text", tmp_path), task="text")[0]["task"] == "auto"
+    )  # the record knows better
 
 
 # -----------------------------------------------------------------------------
@@ -325,23 +621,42 @@ def test_columns_and_task_can_be_set_for_a_known_set(tmp_path):
 
 
 def test_missing_sets(tmp_path):
-    with pytest.raises(SystemExit, match="^data: 'superclevr200' is not in downloads/superclevr200; download superclevr_test200_.*jsonl of "
-                                         "R1-V's .* there, or name your copy as superclevr200@FOLDER$"):  # fmt: skip
+    with pytest.raises(
+        SystemExit,
+        match="^data: 'superclevr200' is not in downloads/superclevr200; download superclevr_test200_.*jsonl of "
+        "R1-V's .* there, or name your copy as superclevr200@FOLDER$",
+    ):
         data.load_rows("superclevr200", "test")
-    with pytest.raises(SystemExit, match="^data: 'nowhere/at/all', named as the copy of mmmu, does not exist$"):
+    with pytest.raises(
+        SystemExit, match="^data: 'nowhere/at/all', named as the copy of mmmu, does not exist$"
+    ):
         data.load_rows("mmmu@nowhere/at/all")
-    with pytest.raises(SystemExit, match="^data: 'MMMU/MMMU' .*could not be loaded from the hub .*; download it and name mmmu@FOLDER$"):
+    with pytest.raises(
+        SystemExit,
+        match="^data: 'MMMU/MMMU' .*could not be loaded from the hub .*; download it and name mmmu@FOLDER$",
+    ):
         data.load_rows("mmmu")
-    with pytest.raises(SystemExit, match="^data: 'refcoco' has the splits val, testA, testB, train, not 'testC'$"):
+    with pytest.raises(
+        SystemExit, match="^data: 'refcoco' has the splits val, testA, testB, train, not 'testC'$"
+    ):
         data.load_rows("refcoco/testC")
-    with pytest.raises(SystemExit, match="^data: 'olympiadbench' has the splits test_en, test_cn, not 'validation'$"):
+    with pytest.raises(
+        SystemExit, match="^data: 'olympiadbench' has the splits test_en, test_cn, not 'validation'$"
+    ):
         data.load_rows(published.write("olympiadbench", tmp_path), "validation")
 
 
 def test_another_data_set_under_the_name(tmp_path):
     published.write_json(tmp_path / "x.jsonl", [{"question": "q", "answer": "1"}] * 3)
-    for name, column in (("mmmu", "options"), ("olympiadbench", "final_answer"), ("openv_visual", "reward_func")):
-        with pytest.raises(SystemExit, match=f"^data: '{name}.*' has no column '{column}', so it is another .* has question, answer"):
+    for name, column in (
+        ("mmmu", "options"),
+        ("olympiadbench", "final_answer"),
+        ("openv_visual", "reward_func"),
+    ):
+        with pytest.raises(
+            SystemExit,
+            match=f"^data: '{name}.*' has no column '{column}', so it is another .* has question, answer",
+        ):
             data.load_rows(f"{name}@{tmp_path}/x.jsonl")
 
 
@@ -360,7 +675,11 @@ BAD = {
     "three numbers": ("refgta", {"solution": [1, 2, 3]}, "no box"),
     "no area": ("refgta", {"solution": [10, 10, 10, 20]}, "no box"),
     "words": ("openv_visual", {"reward_func": "iou", "solution": "<answer> left </answer>"}, "no box"),
-    "code": ("openv_visual", {"reward_func": "iou", "solution": "[__import__('os').makedirs('ran'), 1, 2, 3]"}, "Expecting value|no box"),
+    "code": (
+        "openv_visual",
+        {"reward_func": "iou", "solution": "[__import__('os').makedirs('ran'), 1, 2, 3]"},
+        "Expecting value|no box",
+    ),
     "empty tag": ("clevr", {"solution": "<answer> </answer>"}, "no answer"),
 }
 
@@ -368,8 +687,17 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_records_are_bad_rows(case, tmp_path):
     name, change, why = BAD[case]
-    good = {"id": "validation_Art_1", "question": "q", "problem": "p", "solution": [1, 2, 30, 40], "answer": "A #### 1", "options": "['a']",
-            "final_answer": ["1"], "reward_func": "iou", "has_image": True}  # fmt: skip
+    good = {
+        "id": "validation_Art_1",
+        "question": "q",
+        "problem": "p",
+        "solution": [1, 2, 30, 40],
+        "answer": "A #### 1",
+        "options": "['a']",
+        "final_answer": ["1"],
+        "reward_func": "iou",
+        "has_image": True,
+    }
     published.write_json(tmp_path / "x.jsonl", [good, good | change])
     rows = data.load_rows(f"{name}@{tmp_path}/x.jsonl")
     assert rows[0]["solution"]
@@ -396,7 +724,11 @@ def hub(tmp_path, monkeypatch):
         if path == "parquet":
             return real(path, name, split=split, **more)
         calls.append((path, name, split))
-        if path not in adapters.HUBS or name not in (None, "Accounting", "Diagnostics_and_Laboratory_Medicine"):
+        if path not in adapters.HUBS or name not in (
+            None,
+            "Accounting",
+            "Diagnostics_and_Laboratory_Medicine",
+        ):
             raise FileNotFoundError(f"{path} is not on the hub")
         folder = tmp_path / adapters.HUBS[path] / (name or "data")
         splits = {s: str(folder / f"{s}-*.parquet") for s in (("dev", "validation") if name else ("train",))}
@@ -415,10 +747,17 @@ GEOQA = "leonardPKU/GEOQA_R1V_Train_8K"
 def test_names_and_ids_load_the_same_hub_set(hub):
     for spec in ("geoqa", GEOQA):
         row = data.load_rows(spec)[1]
-        assert (row["id"], row["solution"], row["task"], len(row["images"])) == ("geoqa:1", "2√{3}", "math", 1)
+        assert (row["id"], row["solution"], row["task"], len(row["images"])) == (
+            "geoqa:1",
+            "2√{3}",
+            "math",
+            1,
+        )
     assert hub == [(GEOQA, None, "train")] * 2 and not os.path.exists("processed_data")
     assert len(data.load_rows("mmmu", "validation")) == 8
-    assert hub[2:] == [("MMMU/MMMU", s, "validation") for s in ("Accounting", "Diagnostics_and_Laboratory_Medicine")]
+    assert hub[2:] == [
+        ("MMMU/MMMU", s, "validation") for s in ("Accounting", "Diagnostics_and_Laboratory_Medicine")
+    ]
 
 
 @pytest.mark.parametrize("word", ["False", "0", "no"])
@@ -443,7 +782,10 @@ def test_is_local_reads_a_folder_by_the_last_part_of_the_id(hub, tmp_path, monke
     table.save_to_disk("processed_data/r1_data/GEOQA_R1V_Train_8K")
     monkeypatch.setenv("IS_LOCAL", "true")
     assert len(data.load_rows(GEOQA)) == 4 and not hub
-    with pytest.raises(SystemExit, match="^data: IS_LOCAL is true, but processed_data/r1_data/some/set does not exist; write it with"):
+    with pytest.raises(
+        SystemExit,
+        match="^data: IS_LOCAL is true, but processed_data/r1_data/some/set does not exist; write it with",
+    ):
         data.load_rows("some/set")
     monkeypatch.setenv("IS_LOCAL", "maybe")
     with pytest.raises(SystemExit, match="^IS_LOCAL: 'maybe' is none of true, 1, yes, false, 0, no$"):

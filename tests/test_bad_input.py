@@ -43,7 +43,9 @@ def write_rows(folder, n, **change):
         for i in range(n):
             row = rows[i % 8]
             row["images"][0].save(folder / f"{i}.png")
-            record = {"id": f"row{i}", "image": f"{i}.png"} | {k: row[k] for k in ("problem", "solution", "thinking")}
+            record = {"id": f"row{i}", "image": f"{i}.png"} | {
+                k: row[k] for k in ("problem", "solution", "thinking")
+            }
             file.write(json.dumps(record | change.get(f"row{i}", {})) + "\n")
     return f"--data_source={folder}/rows.jsonl"
 
@@ -53,24 +55,30 @@ def write_rows(folder, n, **change):
 # -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("knob", "words"), [
-    ("--stepz=3", ("unknown knob 'stepz'", "did you mean 'steps'?", "--help")),
-    ("--steps=many", ("'steps'", "type int", "many")),
-    ("--lr_schedule=exponential", ("lr_schedule", "exponential", "constant, linear, cosine")),
-    ("--dtype=float8", ("dtype", "float8", "bfloat16")),
-    ("--attn=flash", ("attn", "flash", "sdpa")),
-    ("--template=poem", ("template:", "poem", "think")),
-    ("--trackers=mlflow", ("trackers", "mlflow", "wandb")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("knob", "words"),
+    [
+        ("--stepz=3", ("unknown knob 'stepz'", "did you mean 'steps'?", "--help")),
+        ("--steps=many", ("'steps'", "type int", "many")),
+        ("--lr_schedule=exponential", ("lr_schedule", "exponential", "constant, linear, cosine")),
+        ("--dtype=float8", ("dtype", "float8", "bfloat16")),
+        ("--attn=flash", ("attn", "flash", "sdpa")),
+        ("--template=poem", ("template:", "poem", "think")),
+        ("--trackers=mlflow", ("trackers", "mlflow", "wandb")),
+    ],
+)
 def test_bad_knob_sft(sft, tmp_path, knob, words):
     refuses([*sft, knob], tmp_path / "log", *words)
 
 
-@pytest.mark.parametrize(("knob", "words"), [
-    ("--group_size=1", ("group_size: 1", "at least 2")),
-    ("--adv_norm=best", ("adv_norm", "best", "group, batch, none")),
-    ("--zero_stage=3", ("rollout: 'hf'", "vllm", "--zero_stage=2")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("knob", "words"),
+    [
+        ("--group_size=1", ("group_size: 1", "at least 2")),
+        ("--adv_norm=best", ("adv_norm", "best", "group, batch, none")),
+        ("--zero_stage=3", ("rollout: 'hf'", "vllm", "--zero_stage=2")),
+    ],
+)
 def test_bad_knob_grpo(grpo, tmp_path, knob, words):
     refuses([*grpo, knob], tmp_path / "log", *words)
     assert not (tmp_path / "run").exists(), "a refused run should leave nothing behind"
@@ -85,8 +93,12 @@ def test_batch_that_does_not_divide(request, tmp_path, script):
 
 def test_out_dir_of_another_run(sft, tmp_path):
     run(sft, tmp_path / "log")
-    refuses([*sft, "--batch_size=2"], tmp_path / "log", "out_dir", "batch_size=4", "now it is 2", "--resume=False")
-    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2], "the refused run should have touched nothing"
+    refuses(
+        [*sft, "--batch_size=2"], tmp_path / "log", "out_dir", "batch_size=4", "now it is 2", "--resume=False"
+    )
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2], (
+        "the refused run should have touched nothing"
+    )
     run([*sft, "--batch_size=2", "--resume=False", "--steps=1"], tmp_path / "log")
     assert [r["step"] for r in records(tmp_path / "run")] == [1]
 
@@ -94,7 +106,9 @@ def test_out_dir_of_another_run(sft, tmp_path):
 def test_vllm_that_cannot_be_imported(grpo, tmp_path):
     stub = tmp_path / "stub" / "vllm"
     stub.mkdir(parents=True)
-    (stub / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
+    (stub / "__init__.py").write_text(
+        "raise ImportError('libcudart.so.13: cannot open shared object file')\n"
+    )
     words = ("rollout='vllm'", "libcudart.so.13", "--rollout=hf")
     refuses([*grpo, "--rollout=vllm"], tmp_path / "log", *words, env={"PYTHONPATH": str(stub.parent)})
 
@@ -104,19 +118,24 @@ def test_vllm_that_cannot_be_imported(grpo, tmp_path):
 # -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["out/missing", "{tmp}/missing", "/missing"])  # the last has one slash, as a hub id
+@pytest.mark.parametrize(
+    "path", ["out/missing", "{tmp}/missing", "/missing"]
+)  # the last has one slash, as a hub id
 def test_missing_model(sft, tmp_path, path):
     path = path.format(tmp=tmp_path)
     refuses([*sft, f"--model={path}"], tmp_path / "log", "model", "no config.json", f"'{path}'")
 
 
-@pytest.mark.parametrize(("source", "words"), [
-    ("{tmp}/missing.jsonl", ("data", "does not exist", "missing.jsonl")),
-    ("scenes:clevr?rowz=8", ("data", "no scene source", "example")),
-    ("{tmp}/notes.txt", ("data", ".jsonl", "notes.txt")),
-    ("{tmp}/half.jsonl", ("data", "not valid JSON", "half.jsonl")),
-    ("{tmp}/columns.jsonl", ("data", "no column for the solution", "label", "--columns=solution=NAME")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{tmp}/missing.jsonl", ("data", "does not exist", "missing.jsonl")),
+        ("scenes:clevr?rowz=8", ("data", "no scene source", "example")),
+        ("{tmp}/notes.txt", ("data", ".jsonl", "notes.txt")),
+        ("{tmp}/half.jsonl", ("data", "not valid JSON", "half.jsonl")),
+        ("{tmp}/columns.jsonl", ("data", "no column for the solution", "label", "--columns=solution=NAME")),
+    ],
+)
 def test_bad_source(sft, tmp_path, source, words):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "half.jsonl").write_text('{"problem": "How many?", "solution": "3"}\n{"problem": "How')
@@ -131,13 +150,20 @@ def test_bad_rows_are_skipped_and_counted(request, tmp_path, script):
     bad = {"row1": {"image": "broken.png"}, "row4": {"image": "nowhere.png"}, "row6": {"solution": ""}}
     bad["row9"] = {"problem": "How many? " * 200}
     source = write_rows(tmp_path, 12, **bad)
-    knobs = ["--steps=2", "--batch_size=4"] if script == "sft" else ["--steps=2"]  # 2 steps of 4 are the 8 good rows: one epoch
+    knobs = (
+        ["--steps=2", "--batch_size=4"] if script == "sft" else ["--steps=2"]
+    )  # 2 steps of 4 are the 8 good rows: one epoch
     text = run([*request.getfixturevalue(script), source, *knobs], tmp_path / "log")
     log = records(tmp_path / "run")
     assert [r["step"] for r in log] == [1, 2]
     # the last of them may stand behind the eighth good row, and then it has not been looked at
     assert 1 <= log[-1]["skipped_rows"] <= 4 and log[-1]["skipped_rows"] == text.count("data: skipped")
-    for reason, row in (("broken image", "row1"), ("nowhere.png", "row4"), ("no answer", "row6"), ("max_prompt_length=128", "row9")):
+    for reason, row in (
+        ("broken image", "row1"),
+        ("nowhere.png", "row4"),
+        ("no answer", "row6"),
+        ("max_prompt_length=128", "row9"),
+    ):
         assert sum(reason in line and row in line for line in text.splitlines()) <= 1
     if script == "grpo":
         assert not {e["id"] for e in records(tmp_path / "run", "rollouts.jsonl")} & set(bad)
@@ -159,7 +185,9 @@ def poison(folder, target):
 
     shutil.copytree(folder, target)
     weights = load_file(target / "model.safetensors")
-    name = next(k for k in weights if k.endswith("language_model.norm.weight") or k.endswith("model.norm.weight"))
+    name = next(
+        k for k in weights if k.endswith("language_model.norm.weight") or k.endswith("model.norm.weight")
+    )
     weights[name][0] = torch.nan
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     return f"--model={target}"
@@ -169,7 +197,9 @@ def poison(folder, target):
 def test_non_finite_loss(request, folder, tmp_path, script):
     """The rows are named, and no checkpoint of the spoilt policy is written."""
     words = ("loss: nan at step 0", "learning_rate", "clevr/0/")
-    refuses([*request.getfixturevalue(script), poison(folder, tmp_path / "poisoned")], tmp_path / "log", *words)
+    refuses(
+        [*request.getfixturevalue(script), poison(folder, tmp_path / "poisoned")], tmp_path / "log", *words
+    )
     assert not list((tmp_path / "run").glob("step-*")) and not (tmp_path / "run" / "resume").exists()
     assert records(tmp_path / "run") == []
 
@@ -210,12 +240,16 @@ def test_full_disk(sft, tmp_path):
 
 def trap(folder):
     """A module that leaves a file behind when it is imported, where Python would find it."""
-    (folder / "trap.py").write_text(f"open({str(folder / 'RAN')!r}, 'w')\n\ndef score(completion, row):\n    return 1.0\n")
+    (folder / "trap.py").write_text(
+        f"open({str(folder / 'RAN')!r}, 'w')\n\ndef score(completion, row):\n    return 1.0\n"
+    )
     return {"PYTHONPATH": str(folder)}
 
 
 def test_a_row_cannot_name_a_function(grpo, tmp_path):
-    source = write_rows(tmp_path, 12, row1={"reward_func": "trap:score"}, row2={"reward_func": ["accuracy", "builtins:eval"]})
+    source = write_rows(
+        tmp_path, 12, row1={"reward_func": "trap:score"}, row2={"reward_func": ["accuracy", "builtins:eval"]}
+    )
     text = run([*grpo, source, "--steps=3"], tmp_path / "log", env=trap(tmp_path))
     assert not (tmp_path / "RAN").exists()
     skipped = [line for line in text.splitlines() if "data: skipped" in line]
@@ -226,14 +260,29 @@ def test_a_row_cannot_name_a_function(grpo, tmp_path):
 @pytest.mark.parametrize("mode", ["--regrade={0}", "--compare={0},{0}"])
 def test_a_results_file_cannot_name_a_function(tmp_path, mode):
     output = {"text": f"__import__('pathlib').Path({str(tmp_path / 'RAN')!r}).write_text('x')"}
-    good = {"index": 0, "id": "good", "problem": "How many?", "solution": "3", "task": "count", "outputs": [{"text": "<answer>3</answer>"}]}
-    bad = [good | {"id": name, "index": 1, "reward_func": name, "outputs": [output]} for name in ("builtins:eval", "trap:score")]
+    good = {
+        "index": 0,
+        "id": "good",
+        "problem": "How many?",
+        "solution": "3",
+        "task": "count",
+        "outputs": [{"text": "<answer>3</answer>"}],
+    }
+    bad = [
+        good | {"id": name, "index": 1, "reward_func": name, "outputs": [output]}
+        for name in ("builtins:eval", "trap:score")
+    ]
     (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": [good, *bad]}))
     text = run(["eval.py", mode.format(tmp_path / "results.json")], tmp_path / "log", env=trap(tmp_path))
     assert not (tmp_path / "RAN").exists()
     assert "skipped: record builtins:eval" in text and "skipped: record trap:score" in text
     (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": bad}))
-    refuses(["eval.py", f"--regrade={tmp_path / 'results.json'}"], tmp_path / "log", "none of the 2 records", env=trap(tmp_path))
+    refuses(
+        ["eval.py", f"--regrade={tmp_path / 'results.json'}"],
+        tmp_path / "log",
+        "none of the 2 records",
+        env=trap(tmp_path),
+    )
 
 
 # -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 Run: python -m pytest -q tests/test_configurator.py
 """
+
 import json
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def call(tmp_path, monkeypatch):
             Path(name + ".py").write_text(text)
         run.namespace = {"untouched": 1}
         return configure(run.namespace, list(argv), "script.py", rank)
+
     return run
 
 
@@ -73,6 +75,7 @@ def test_defaults_in_block_order(call, capsys):
 
 
 # --- the things that a configurator built on executing files and argv is known to get wrong, one test each ---
+
 
 def test_typo_in_a_file_is_refused_with_a_suggestion(call):
     message = refusal(call, "x.py", x="learning_rat = 1e-3")
@@ -120,8 +123,17 @@ def test_tuples_are_applied_and_logged(call, capsys):
     assert "'betas'" in refusal(call, "--betas=0.8")
 
 
-@pytest.mark.parametrize("text, value", [("3", 3), ("out/last", "out/last"), ("None", None), ("(1,'a')", (1, "a")),
-                                         ("false", False), ("{'a': [1]}", {"a": [1]})])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("3", 3),
+        ("out/last", "out/last"),
+        ("None", None),
+        ("(1,'a')", (1, "a")),
+        ("false", False),
+        ("{'a': [1]}", {"a": [1]}),
+    ],
+)
 def test_none_default_takes_any_plain_value(call, text, value):
     assert call("--opt=" + text)["opt"] == value
 
@@ -138,6 +150,7 @@ def test_unknown_flag_and_missing_file(call):
 
 # --- order, files, output ---
 
+
 def test_last_wins_over_two_files_and_flags(call, capsys):
     files = {"a": "beta = 0.1\nmax_iters = 1", "b": "beta = 0.2"}
     config = call("a.py", "b.py", "--max_iters=7", **files)
@@ -150,8 +163,10 @@ def test_last_wins_over_two_files_and_flags(call, capsys):
 
 
 def test_file_may_import_compute_and_use_private_names(call):
-    text = ("import os\nfrom math import pi, sqrt\n_per_gpu = 4\nmax_iters = _per_gpu * 8\n"
-            "def double(z):\n    beta_twice = 2 * z\n    return beta_twice\nbeta = double(0.01)\n")
+    text = (
+        "import os\nfrom math import pi, sqrt\n_per_gpu = 4\nmax_iters = _per_gpu * 8\n"
+        "def double(z):\n    beta_twice = 2 * z\n    return beta_twice\nbeta = double(0.01)\n"
+    )
     config = call("x.py", x=text)
     assert config["max_iters"] == 32 and config["beta"] == 0.02 and list(config) == KNOBS
 
@@ -179,10 +194,25 @@ def test_other_flag_styles_get_a_hint(call, argv):
     assert "--key=value" in refusal(call, *argv)
 
 
-@pytest.mark.parametrize("argv", [["--learning_rate=1e999"], ["--learning_rate=nan"], ["--learning_rate=-1e999"],
-                                  ["--betas=(1e999,)"], ["--opt=1e999"], ["--learning_rate=True"], ["--max_iters=True"],
-                                  ["--max_iters=1.0"], ["--max_iters=1e3"], ["--max_iters="], ["--beta=0,1"],
-                                  ["--weights=1"], ["--weights={'a': 1e999}"], ["--opt=[1e999]"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--learning_rate=1e999"],
+        ["--learning_rate=nan"],
+        ["--learning_rate=-1e999"],
+        ["--betas=(1e999,)"],
+        ["--opt=1e999"],
+        ["--learning_rate=True"],
+        ["--max_iters=True"],
+        ["--max_iters=1.0"],
+        ["--max_iters=1e3"],
+        ["--max_iters="],
+        ["--beta=0,1"],
+        ["--weights=1"],
+        ["--weights={'a': 1e999}"],
+        ["--opt=[1e999]"],
+    ],
+)
 def test_bad_values_name_the_knob(call, argv):
     assert f"knob '{argv[0][2:].split('=')[0]}' must be" in refusal(call, *argv)
 

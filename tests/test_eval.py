@@ -1,7 +1,7 @@
 """Evaluation: the statistics, the published answer rules, result files, and eval.py from end to end on the tiny model.
 
-    python -m pytest tests/test_eval.py                  # 2 CPU cores, about 3 minutes
-    python -m pytest tests/test_eval.py -m "not slow"    # seconds
+python -m pytest tests/test_eval.py                  # 2 CPU cores, about 3 minutes
+python -m pytest tests/test_eval.py -m "not slow"    # seconds
 """
 
 import doctest
@@ -19,10 +19,10 @@ import published
 import pytest
 from helpers import ROOT, Script, refuses, run
 
-import benchmarks
 import data
 import report
 import results
+from tasks import benchmarks
 
 # -----------------------------------------------------------------------------
 # statistics
@@ -50,7 +50,11 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, correct):
 def test_mcnemar():
     # Fagerland, Lydersen and Laake 2013 (BMC Med. Res. Methodol. 13:91), airway hyper-responsiveness: 1 and 7 flipped, exact p 0.070
     assert results.mcnemar(1, 7) == results.mcnemar(7, 1) == pytest.approx(0.070, abs=5e-4)
-    assert results.mcnemar(0, 0) == 1.0 and results.mcnemar(5, 5) == 1.0 and results.mcnemar(0, 6) == pytest.approx(2 / 64)
+    assert (
+        results.mcnemar(0, 0) == 1.0
+        and results.mcnemar(5, 5) == 1.0
+        and results.mcnemar(0, 6) == pytest.approx(2 / 64)
+    )
     # all 2^9 outcomes of nine fair coins, those at least as lopsided as 2 : 7
     outcomes = [sum(coins) for coins in itertools.product((0, 1), repeat=9)]
     assert results.mcnemar(2, 7) == pytest.approx(sum(min(k, 9 - k) <= 2 for k in outcomes) / len(outcomes))
@@ -61,7 +65,9 @@ def test_examples_of_the_docstrings():
 
 
 def test_paired_interval():
-    assert results.paired_interval(1, 7, 21) == pytest.approx((0.0134, 0.5084), abs=1e-4)  # by hand: 6/23 -+ 1.96 * 0.12627
+    assert results.paired_interval(1, 7, 21) == pytest.approx(
+        (0.0134, 0.5084), abs=1e-4
+    )  # by hand: 6/23 -+ 1.96 * 0.12627
     low, high = results.paired_interval(3, 3, 100)
     assert low == pytest.approx(-high)
     assert results.paired_interval(5, 0, 5)[0] >= -1 and results.paired_interval(0, 0, 0) == (-1, 1)
@@ -79,28 +85,57 @@ def sample(text, right):
 
 
 def test_majority():
-    five, four, none = sample("<answer>5</answer>", 1), sample("<answer> 4. </answer>", 0), sample("the answer is 4", 0)
+    five, four, none = (
+        sample("<answer>5</answer>", 1),
+        sample("<answer> 4. </answer>", 0),
+        sample("the answer is 4", 0),
+    )
     assert results.majority([four, five, five]) == 1.0
-    assert results.majority([sample("<answer>4</answer>", 0), five, four]) == 0.0  # "4" and "4." are one answer
+    assert (
+        results.majority([sample("<answer>4</answer>", 0), five, four]) == 0.0
+    )  # "4" and "4." are one answer
     assert results.majority([none, none, five]) == 1.0, "an answer without a tag has no vote"
     assert results.majority([none, none]) == 0.0
-    assert results.majority([four, five]) == 0.0 and results.majority([five, four]) == 1.0  # of equals the first
+    assert (
+        results.majority([four, five]) == 0.0 and results.majority([five, four]) == 1.0
+    )  # of equals the first
 
 
 def test_summary():
     def entry(i, rights, **more):
-        outputs = [{"text": f"<answer>{r}</answer>", "accuracy": float(r), "lenient": 1.0, "format": 0.0, "tokens": 10, "finished": True}
-                   for r in rights]  # fmt: skip
-        return {"index": i, "id": str(i), "problem": "?", "solution": str(10 + i), "task": "count", "labels": {}, "outputs": outputs} | more
+        outputs = [
+            {
+                "text": f"<answer>{r}</answer>",
+                "accuracy": float(r),
+                "lenient": 1.0,
+                "format": 0.0,
+                "tokens": 10,
+                "finished": True,
+            }
+            for r in rights
+        ]
+        return {
+            "index": i,
+            "id": str(i),
+            "problem": "?",
+            "solution": str(10 + i),
+            "task": "count",
+            "labels": {},
+            "outputs": outputs,
+        } | more
 
-    found = results.summary([entry(0, [1, 1, 0, 0]), entry(1, [0, 0, 0, 0], labels={"subject": "art"}), entry(2, [1, 1, 1, 1])], 2)
+    found = results.summary(
+        [entry(0, [1, 1, 0, 0]), entry(1, [0, 0, 0, 0], labels={"subject": "art"}), entry(2, [1, 1, 1, 1])], 2
+    )
     assert found["accuracy"] == 0.5 and found["n"] == 3 and found["skipped"] == 2 and found["lenient"] == 1
     assert found["interval"] == list(results.wilson(1.5, 3)), "four samples of a row are not four rows"
     assert found["pass_at_k"] == pytest.approx({"1": 0.5, "2": (5 / 6 + 0 + 1) / 3, "4": 2 / 3})
     assert found["majority"] == pytest.approx(2 / 3)
     assert list(found["categories"]) == ["count"] and found["categories"]["count"]["10"]["accuracy"] == 0.5
     assert "published" not in found and "pass_at_k" not in results.summary([entry(0, [1])])
-    mixed = results.categories([entry(0, [1], labels={"subject": "law"}), entry(1, [0], labels={"subject": "art"}, task="math")])
+    mixed = results.categories(
+        [entry(0, [1], labels={"subject": "law"}), entry(1, [0], labels={"subject": "art"}, task="math")]
+    )
     assert {k: list(v) for k, v in mixed.items()} == {"task": ["count", "math"], "subject": ["art", "law"]}
 
 
@@ -113,7 +148,12 @@ RECORDED = [
     ("<think>there are 3 cubes</think><answer>5</answer>", "<answer> 3 </answer>", 1, 1),
     ("<think>a is 140.</think><answer>25</answer>", "<answer> 140° </answer>", 1, 1),
     ("<answer>140</answer>", "<answer> 140° </answer>", 0, 0),
-    ("<answer>140°</answer>", "<answer> 140° </answer>", None, 1),  # R1-V accepts the equal string, not math_verify
+    (
+        "<answer>140°</answer>",
+        "<answer> 140° </answer>",
+        None,
+        1,
+    ),  # R1-V accepts the equal string, not math_verify
     ("<think>x</think> <answer>\n140\n</answer>", "<answer> 140° </answer>", 1, 1),
     ("no tags at all 3", "<answer> 3 </answer>", 1, 1),
     ("<answer>1</answer> text <answer>3</answer>", "<answer> 3 </answer>", 0, 1),
@@ -146,35 +186,70 @@ def test_published_superclevr_rule():
     def right(output, solution="4"):
         return benchmarks.superclevr_rule(output, {"solution": solution})
 
-    assert right("<think>5</think><answer> 4\n</answer>") and right("<answer>04</answer>") and right("<answer>4</answer><answer>5</answer>")
-    for output in ("<answer>4 items</answer>", "<answer>A. 4</answer>", "4", "<answer>5</answer><answer>4</answer>", "<answer>4.0</answer>",
-                   "<answer>2 + 2 = 4</answer>", "<answer>" + "4" * 9000 + "</answer>", ""):  # fmt: skip
+    assert (
+        right("<think>5</think><answer> 4\n</answer>")
+        and right("<answer>04</answer>")
+        and right("<answer>4</answer><answer>5</answer>")
+    )
+    for output in (
+        "<answer>4 items</answer>",
+        "<answer>A. 4</answer>",
+        "4",
+        "<answer>5</answer><answer>4</answer>",
+        "<answer>4.0</answer>",
+        "<answer>2 + 2 = 4</answer>",
+        "<answer>" + "4" * 9000 + "</answer>",
+        "",
+    ):
         assert not right(output), output
     assert not right("<answer>4</answer>", "four")
 
 
 def test_published_rec_rule():
     def right(answer, solution="[12, 12, 100, 100]"):
-        return benchmarks.rec_rule(f"<think>[1, 1, 2, 2]</think> <answer>{answer}</answer>", {"solution": solution})
+        return benchmarks.rec_rule(
+            f"<think>[1, 1, 2, 2]</think> <answer>{answer}</answer>", {"solution": solution}
+        )
 
     assert right('{"bbox": [10, 10, 100, 100]}') and right("[12,12,100,100]")
     assert not right('{"bbox": [12.0, 12.0, 100.0, 100.0]}'), "its regex reads integers only"
     assert not right("[60, 12, 100, 100]") and not right("nothing") and not right("[100, 100, 12, 12]")
-    assert right("[0, 0, 100, 51]", "[0, 0, 100, 100]") and not right("[0, 0, 100, 50]", "[0, 0, 100, 100]")  # over one half
+    assert right("[0, 0, 100, 51]", "[0, 0, 100, 100]") and not right(
+        "[0, 0, 100, 50]", "[0, 0, 100, 100]"
+    )  # over one half
     assert not right("[12, 12, 100, 100]", "__import__('os').getcwd()"), "a reference is data, never code"
     assert not benchmarks.rec_rule("[12, 12, 100, 100]", {"solution": "[12, 12, 100, 100]"})
 
 
 def test_rules_take_anything():
-    for rule in (benchmarks.superclevr_rule, benchmarks.geoqa_rule, benchmarks.rec_rule, benchmarks.ladder_rule):
-        for output in ("", "<answer>", "<answer></answer>", "9**9**9 " * 500, "\\frac{" * 3000, "٣ 数 \ud800", "<answer>[" + "1," * 9999):
+    for rule in (
+        benchmarks.superclevr_rule,
+        benchmarks.geoqa_rule,
+        benchmarks.rec_rule,
+        benchmarks.ladder_rule,
+    ):
+        for output in (
+            "",
+            "<answer>",
+            "<answer></answer>",
+            "9**9**9 " * 500,
+            "\\frac{" * 3000,
+            "٣ 数 \ud800",
+            "<answer>[" + "1," * 9999,
+        ):
             begin = time.time()
-            assert rule(output, {"solution": "3"}) in (True, False) and rule(output, {"solution": "nan"}) in (True, False)
+            assert rule(output, {"solution": "3"}) in (True, False) and rule(output, {"solution": "nan"}) in (
+                True,
+                False,
+            )
             assert time.time() - begin < 20
 
 
 def test_choose():
-    assert benchmarks.choose("superclevr200, mmmu@/data/x") == {"superclevr200": "superclevr200", "mmmu": "mmmu@/data/x"}
+    assert benchmarks.choose("superclevr200, mmmu@/data/x") == {
+        "superclevr200": "superclevr200",
+        "mmmu": "mmmu@/data/x",
+    }
     assert list(benchmarks.choose("refcoco")) == ["refcoco_val", "refcoco_testA", "refcoco_testB"]
     assert set(benchmarks.choose("all")) == set(benchmarks.BENCHMARKS) and benchmarks.choose("") == {}
     with pytest.raises(SystemExit, match="superclever is none of superclevr200|'superclever' is none of"):
@@ -197,8 +272,10 @@ QUESTION = "How many items are there?"
 
 def seeds_file(path, verdicts, extracted="extracted_answer"):
     """In R1-V's layout: one result per (output, reference)."""
-    found = [{"question": f"{QUESTION} {i}", "ground_truth": truth, "model_output": output, extracted: None} for i, (output, truth) in
-             enumerate(verdicts)]  # fmt: skip
+    found = [
+        {"question": f"{QUESTION} {i}", "ground_truth": truth, "model_output": output, extracted: None}
+        for i, (output, truth) in enumerate(verdicts)
+    ]
     path.write_text(json.dumps({"accuracy": 0.0, "results": found}))
     return path
 
@@ -207,16 +284,31 @@ def test_regrade_reads_the_published_layouts(tmp_path, capsys):
     # R1-V's SuperCLEVR files have no verdict: it follows from the extracted answer
     found = [
         {"question": "q0", "ground_truth": 4, "model_output": "<answer>4</answer>", "extracted_answer": 4},
-        {"question": "q1", "ground_truth": 4, "model_output": "<answer>4 items</answer>", "extracted_answer": None},
+        {
+            "question": "q1",
+            "ground_truth": 4,
+            "model_output": "<answer>4 items</answer>",
+            "extracted_answer": None,
+        },
         {"question": "q2", "ground_truth": 4, "model_output": "there are 4 items", "extracted_answer": None},
-        {"question": "q3", "ground_truth": 4, "model_output": "<think>4</think><answer>5</answer>", "extracted_answer": 5},
+        {
+            "question": "q3",
+            "ground_truth": 4,
+            "model_output": "<think>4</think><answer>5</answer>",
+            "extracted_answer": 5,
+        },
         {"question": "q4", "ground_truth": 4},
     ]
     (tmp_path / "sc.json").write_text(json.dumps({"accuracy": 25.0, "results": found}))
     record = results.regrade(tmp_path / "sc.json", tmp_path, "count", benchmarks.superclevr_rule)
     outputs = [e["outputs"][0] for e in record["results"]]
     assert [o["recorded"] for o in outputs] == [1, 0, 0, 0] == [o["published"] for o in outputs]
-    assert [o["accuracy"] for o in outputs] == [1, 1, 0, 0] and [o["lenient"] for o in outputs] == [1, 1, 1, 0]
+    assert [o["accuracy"] for o in outputs] == [1, 1, 0, 0] and [o["lenient"] for o in outputs] == [
+        1,
+        1,
+        1,
+        0,
+    ]
     assert record["against_recorded"] == {"both_right": 1, "only_ours": 2, "only_theirs": 0, "both_wrong": 1}
     assert json.loads((tmp_path / "sc.regraded.json").read_text())["accuracy"] == 0.5
     text = capsys.readouterr().out
@@ -224,17 +316,37 @@ def test_regrade_reads_the_published_layouts(tmp_path, capsys):
 
     # OpenV-R1's: is_correct or correct; a box as the reference; several accepted answers
     more = [
-        {"problem": "where?", "ground_truth": [12, 12, 100, 100], "correct": 1,
-         "model_output": '<answer>{"bbox": [10, 10, 100, 100]}</answer>'},
-        {"question": "what?", "solution": "B", "model_output": "<answer>(B) red</answer>", "is_correct": False},
+        {
+            "problem": "where?",
+            "ground_truth": [12, 12, 100, 100],
+            "correct": 1,
+            "model_output": '<answer>{"bbox": [10, 10, 100, 100]}</answer>',
+        },
+        {
+            "question": "what?",
+            "solution": "B",
+            "model_output": "<answer>(B) red</answer>",
+            "is_correct": False,
+        },
     ]
     (tmp_path / "o.json").write_text(json.dumps({"accuracy": 50.0, "results": more}))
     boxes, choice = results.read_results(tmp_path / "o.json")["results"]
-    assert boxes["task"] == "grounding" and boxes["solution"] == "[12, 12, 100, 100]" and boxes["outputs"][0]["recorded"] == 1
+    assert (
+        boxes["task"] == "grounding"
+        and boxes["solution"] == "[12, 12, 100, 100]"
+        and boxes["outputs"][0]["recorded"] == 1
+    )
     assert choice["problem"] == "what?" and choice["outputs"][0]["recorded"] == 0
 
     # JSONL with a task of its own and a gold verdict; a torn line
-    line = {"id": "x", "question": "q", "ground_truth": "2√{3}", "output": "<answer>$2\\sqrt{3}$</answer>", "task": "math", "gold": True}
+    line = {
+        "id": "x",
+        "question": "q",
+        "ground_truth": "2√{3}",
+        "output": "<answer>$2\\sqrt{3}$</answer>",
+        "task": "math",
+        "gold": True,
+    }
     (tmp_path / "d.jsonl").write_text(json.dumps(line | {"verdict": False}) + '\n{"id": "y", "quest')
     record = results.regrade(tmp_path / "d.jsonl", tmp_path, "auto", None)
     assert record["against_gold"]["both_right"] == 1 and record["against_recorded"]["only_ours"] == 1
@@ -243,7 +355,9 @@ def test_regrade_reads_the_published_layouts(tmp_path, capsys):
     assert again["results"][0]["outputs"][0]["recorded"] == 0 and again["results"][0]["id"] == "x"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"results": []}', '{"results": [1]}', '[{"question": "q"}]'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"a": 1}', '{"results": []}', '{"results": [1]}', '[{"question": "q"}]']
+)
 def test_regrade_refuses_what_is_no_result_file(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(SystemExit, match="file: "):
@@ -253,8 +367,17 @@ def test_regrade_refuses_what_is_no_result_file(tmp_path, content):
 
 
 def entries(rights, problem=QUESTION, ids=True, key="accuracy"):
-    return [{"index": i, "id": f"row{i}" if ids else f"#{i}", "problem": problem, "solution": str(3 + i % 2), "task": "count",
-             "outputs": [{"text": "", "answer": "?", key: float(r)}]} for i, r in enumerate(rights)]  # fmt: skip
+    return [
+        {
+            "index": i,
+            "id": f"row{i}" if ids else f"#{i}",
+            "problem": problem,
+            "solution": str(3 + i % 2),
+            "task": "count",
+            "outputs": [{"text": "", "answer": "?", key: float(r)}],
+        }
+        for i, r in enumerate(rights)
+    ]
 
 
 @pytest.mark.parametrize("ids", [True, False])
@@ -281,13 +404,18 @@ def test_matrix():
     def record(rights):
         return {"results": entries(rights), "accuracy": sum(rights) / len(rights)}
 
-    base, tuned = {"x": record([1, 0, 0, 0]), "y": record([1, 1])}, {"x": record([1] * 4), "y": record([0, 1])}
+    base, tuned = (
+        {"x": record([1, 0, 0, 0]), "y": record([1, 1])},
+        {"x": record([1] * 4), "y": record([0, 1])},
+    )
     found = results.matrix({"base": base, "tuned": tuned})
     assert found["models"] == ["base", "tuned"] and found["benchmarks"] == ["x", "y"]
     assert found["cells"]["tuned"]["x"] == {"accuracy": 1, "difference": 0.75, "p": 0.25}
     assert found["cells"]["tuned"]["y"] == {"accuracy": 0.5, "difference": -0.5, "p": 1}
-    assert results.short_names(["out/a/step-000100", "out/b/step-000100"]) == {"out/a/step-000100": "a_step-000100",
-                                                                               "out/b/step-000100": "b_step-000100"}  # fmt: skip
+    assert results.short_names(["out/a/step-000100", "out/b/step-000100"]) == {
+        "out/a/step-000100": "a_step-000100",
+        "out/b/step-000100": "b_step-000100",
+    }
     assert list(results.short_names(["Qwen/Qwen2-VL-2B", "out/x"]).values()) == ["Qwen2-VL-2B", "x"]
 
 
@@ -297,14 +425,20 @@ def test_progress_survives_torn_lines_and_other_worlds(tmp_path):
         results.Progress(tmp_path, "a", rank, knobs).add([{"index": rank, "outputs": []}])
     with open(tmp_path / "a.part-1.jsonl", "a") as file:
         file.write('{"index": 7, "outp')  # killed here
-    results.Progress(tmp_path, "a.part-0", 0, {"template": "other"}).add([{"index": 50}])  # another source with an awkward name
-    results.Progress(tmp_path, "a", 1, knobs).add([{"index": 8, "skipped": "broken image"}])  # the same process again
+    results.Progress(tmp_path, "a.part-0", 0, {"template": "other"}).add(
+        [{"index": 50}]
+    )  # another source with an awkward name
+    results.Progress(tmp_path, "a", 1, knobs).add(
+        [{"index": 8, "skipped": "broken image"}]
+    )  # the same process again
     assert sorted(results.read_progress(tmp_path, "a", knobs)) == [0, 1, 2, 8]
     with pytest.raises(SystemExit, match="template='think', now it is 'direct'.*--out_dir"):
         results.read_progress(tmp_path, "a", knobs | {"template": "direct"})
     assert (tmp_path / "a.part-1.jsonl").read_text().count('"knobs"') == 1
     results.forget(tmp_path, "a")
-    assert results.read_progress(tmp_path, "a", knobs) == {} and [p.name for p in tmp_path.iterdir()] == ["a.part-0.part-0.jsonl"]
+    assert results.read_progress(tmp_path, "a", knobs) == {} and [p.name for p in tmp_path.iterdir()] == [
+        "a.part-0.part-0.jsonl"
+    ]
 
 
 def test_fingerprint_follows_the_weights(tmp_path):
@@ -335,12 +469,18 @@ def test_page(tmp_path):
     report.eval_page(tmp_path / "eval.html", NASTY, "facts", records, sources, 3, results.matrix(records))
     page = (tmp_path / "eval.html").read_text()
     content = json.loads(page.split('id="data">', 1)[1].split("</script", 1)[0])
-    assert page.count("</script>") == 2 and "onerror" not in page.replace(json.dumps(NASTY)[1:-1].replace("<", "\\u003c"), "")
+    assert page.count("</script>") == 2 and "onerror" not in page.replace(
+        json.dumps(NASTY)[1:-1].replace("<", "\\u003c"), ""
+    )
     assert not re.search(r"https?://|innerHTML", page), "works offline, and never reads a text as HTML"
     assert len(content["rows"]) == 6 and content["total"] == 10  # 3 of each benchmark
     row = content["rows"][0]
     assert row["problem"] == NASTY and [o["model"] for o in row["outputs"]] == ["base", "tuned"]
-    assert row["images"][0].startswith("data:image/jpeg;base64,") and len(row["images"][0]) < 30_000 and content["rows"][3]["images"] == []
+    assert (
+        row["images"][0].startswith("data:image/jpeg;base64,")
+        and len(row["images"][0]) < 30_000
+        and content["rows"][3]["images"] == []
+    )
     report.eval_page(tmp_path / "none.html", "", "", records, {}, 0)
     assert not (tmp_path / "none.html").exists()
 
@@ -350,7 +490,14 @@ def test_page_in_a_browser(tmp_path):
     path = seeds_file(tmp_path / "s.json", [("<answer>4</answer>", 4), ("<answer>5</answer>", 4)])
     found = results.regrade(path, tmp_path, "count", None)
     report.eval_page(tmp_path / "s.html", "title", "facts", {"": {"s": found}}, {}, 10)
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "s.html").as_uri()]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        (tmp_path / "s.html").as_uri(),
+    ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert page.count("<article") == 2 and "2 match; the page has 2 of 2 rows" in page and "50.0 %" in page
 
@@ -364,28 +511,48 @@ def test_modes_without_a_model_do_not_import_torch(tmp_path):
     a = seeds_file(tmp_path / "a.json", [("<answer>4</answer>", 4), ("<answer>5</answer>", 4)])
     b = seeds_file(tmp_path / "b.json", [("<answer>5</answer>", 4), ("<answer>4</answer>", 4)])
     for flags in (f"--regrade={a},{b}", f"--compare={a},{b}"):
-        code = f"import sys, runpy; sys.argv = ['eval.py', {flags!r}, '--task=count', '--out_dir={tmp_path}/out']\n" \
-               "try: runpy.run_path('eval.py', run_name='__main__')\n" \
-               "finally: print('torch' in sys.modules, 'vllm' in sys.modules)"  # fmt: skip
+        code = (
+            f"import sys, runpy; sys.argv = ['eval.py', {flags!r}, '--task=count', '--out_dir={tmp_path}/out']\n"
+            "try: runpy.run_path('eval.py', run_name='__main__')\n"
+            "finally: print('torch' in sys.modules, 'vllm' in sys.modules)"
+        )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False False", done.stdout + done.stderr
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False False", (
+            done.stdout + done.stderr
+        )
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert found["only_a"] == found["only_b"] == 1 and found["p"] == 1.0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.regraded.json", "a.regraded.html", "b.regraded.json", "b.regraded.html",
-                                                              "compare.json"}  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "a.regraded.json",
+        "a.regraded.html",
+        "b.regraded.json",
+        "b.regraded.html",
+        "compare.json",
+    }
 
 
 def test_bad_flags_are_one_sentence(tmp_path):
     refuses(["eval.py", "--compare=a.json"], tmp_path / "log", "compare", "two")
     refuses(["eval.py", "--regrade=/nowhere/x.json"], tmp_path / "log", "/nowhere/x.json", "cannot be read")
-    refuses(["eval.py", "--compare=a.json,b.json", "--metric=best"], tmp_path / "log", "metric", "accuracy, lenient, published")
+    refuses(
+        ["eval.py", "--compare=a.json,b.json", "--metric=best"],
+        tmp_path / "log",
+        "metric",
+        "accuracy, lenient, published",
+    )
 
 
 # -----------------------------------------------------------------------------
 # eval.py on the tiny model
 # -----------------------------------------------------------------------------
 
-TINY = ["--dtype=float32", "--max_prompt_length=512", "--max_completion_length=16", "--min_pixels=12544", "--max_pixels=12544"]
+TINY = [
+    "--dtype=float32",
+    "--max_prompt_length=512",
+    "--max_completion_length=16",
+    "--min_pixels=12544",
+    "--max_pixels=12544",
+]
 SOURCE = "--data_source=scenes:clevr?rows=24&seed=3&layout=grid&objects=1-4"
 
 
@@ -395,7 +562,11 @@ def folder(tiny_folder):
 
 
 def evaluate(folder, out_dir, *flags, name="eval", **options):
-    text = run(["eval.py", f"--model={folder}", f"--out_dir={out_dir}", *TINY, *flags], out_dir.with_suffix(".log"), **options)
+    text = run(
+        ["eval.py", f"--model={folder}", f"--out_dir={out_dir}", *TINY, *flags],
+        out_dir.with_suffix(".log"),
+        **options,
+    )
     return json.loads((out_dir / f"{name}.json").read_text()), text
 
 
@@ -406,21 +577,41 @@ def outputs_of(record):
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
     """An unbroken run with transformers."""
-    return evaluate(folder, tmp_path_factory.mktemp("eval") / "whole", SOURCE, "--backend=hf", "--batch_rows=4", "--samples=2",
-                    "--temperature=1.0")  # fmt: skip
+    return evaluate(
+        folder,
+        tmp_path_factory.mktemp("eval") / "whole",
+        SOURCE,
+        "--backend=hf",
+        "--batch_rows=4",
+        "--samples=2",
+        "--temperature=1.0",
+    )
 
 
 @pytest.mark.slow
 def test_files_of_a_run(whole):
     record, text = whole
     folder = Path(record["config"]["out_dir"])
-    assert record["n"] == len(record["results"]) == 24 and all(len(r["outputs"]) == 2 for r in record["results"])
+    assert record["n"] == len(record["results"]) == 24 and all(
+        len(r["outputs"]) == 2 for r in record["results"]
+    )
     assert {p.name for p in folder.iterdir()} == {"eval.json", "eval.seed.json", "eval.html"}
     seed = json.loads((folder / "eval.seed.json").read_text())
     assert set(seed) == {"accuracy", "results"} and len(seed["results"]) == 48
-    assert set(seed["results"][0]) == {"question", "ground_truth", "model_output", "extracted_answer", "is_correct"}
+    assert set(seed["results"][0]) == {
+        "question",
+        "ground_truth",
+        "model_output",
+        "extracted_answer",
+        "is_correct",
+    }
     assert seed["accuracy"] == pytest.approx(100 * sum(r["is_correct"] for r in seed["results"]) / 48)
-    assert "maj@2" in text and "pass@2" in text and set(record["pass_at_k"]) == {"1", "2"} and "count" in record["categories"]
+    assert (
+        "maj@2" in text
+        and "pass@2" in text
+        and set(record["pass_at_k"]) == {"1", "2"}
+        and "count" in record["categories"]
+    )
     page = json.loads((folder / "eval.html").read_text().split('id="data">', 1)[1].split("</script", 1)[0])
     assert len(page["rows"]) == 24 and all(r["images"] for r in page["rows"])
 
@@ -431,7 +622,9 @@ def test_killed_run_goes_on(folder, whole, tmp_path, ranks):
     """SIGKILL in mid-run and the same command again, by as many processes or by one more: the same results as the unbroken run."""
     flags = [SOURCE, "--backend=hf", "--batch_rows=4", "--samples=2", "--temperature=1.0"]
     out_dir = tmp_path / "killed"
-    script = Script(["eval.py", f"--model={folder}", f"--out_dir={out_dir}", *TINY, *flags], tmp_path / "first.log")
+    script = Script(
+        ["eval.py", f"--model={folder}", f"--out_dir={out_dir}", *TINY, *flags], tmp_path / "first.log"
+    )
     part, end = out_dir / "eval.part-0.jsonl", time.time() + 120
     while time.time() < end and (not part.exists() or part.read_bytes().count(b"\n") < 6):
         time.sleep(0.01)
@@ -460,10 +653,22 @@ def test_bad_rows_are_skipped_and_named(folder, tmp_path):
     with open(tmp_path / "rows.jsonl", "w") as file:
         for i in range(8):
             rows[i % 4]["images"][0].save(tmp_path / f"{i}.png")
-            bad = {1: {"image": "missing.png"}, 3: {"solution": ""}, 4: {"task": "poetry"}, 6: {"problem": "long " * 900}}.get(i, {})
-            file.write(json.dumps({"id": f"r{i}", "image": f"{i}.png", "problem": "How many?", "solution": "2"} | bad) + "\n")
+            bad = {
+                1: {"image": "missing.png"},
+                3: {"solution": ""},
+                4: {"task": "poetry"},
+                6: {"problem": "long " * 900},
+            }.get(i, {})
+            file.write(
+                json.dumps(
+                    {"id": f"r{i}", "image": f"{i}.png", "problem": "How many?", "solution": "2"} | bad
+                )
+                + "\n"
+            )
     (tmp_path / "5.png").write_bytes(b"no image")
-    record, text = evaluate(folder, tmp_path / "bad", f"--data_source={tmp_path}/rows.jsonl", "--backend=hf", "--batch_rows=3")
+    record, text = evaluate(
+        folder, tmp_path / "bad", f"--data_source={tmp_path}/rows.jsonl", "--backend=hf", "--batch_rows=3"
+    )
     assert [r["id"] for r in record["results"]] == ["r0", "r2", "r7"] and record["skipped"] == 5
     assert set(record["skipped_rows"]) == {"1", "3", "4", "5", "6"}
     for word in ("missing.png", "r3 has no answer", "poetry", "broken image", "max_prompt_length"):
@@ -473,8 +678,18 @@ def test_bad_rows_are_skipped_and_named(folder, tmp_path):
     two = f"--sources={{'none': '{tmp_path}/none.jsonl', 'good': '{tmp_path}/rows.jsonl'}}"
     record, text = evaluate(folder, tmp_path / "two", two, "--backend=hf", name="good")
     assert record["n"] == 3 and "none of the 1 rows of 'none'" in text
-    run(["eval.py", f"--model={folder}", *TINY, f"--data_source={tmp_path}/none.jsonl", "--backend=hf", f"--out_dir={tmp_path}/no"],
-        tmp_path / "no.log", code=1)  # fmt: skip
+    run(
+        [
+            "eval.py",
+            f"--model={folder}",
+            *TINY,
+            f"--data_source={tmp_path}/none.jsonl",
+            "--backend=hf",
+            f"--out_dir={tmp_path}/no",
+        ],
+        tmp_path / "no.log",
+        code=1,
+    )
 
 
 @pytest.mark.slow
@@ -482,7 +697,7 @@ def test_several_checkpoints_in_one_engine(folder, tiny_folder, tmp_path):
     """Each is evaluated with its own weights: what it says is what it says alone; and another family is refused."""
     import torch
 
-    from model import load_model, load_processor
+    from qwen import load_model, load_processor
 
     model = load_model(folder, "float32", say=lambda line: None)
     torch.manual_seed(1)
@@ -491,23 +706,40 @@ def test_several_checkpoints_in_one_engine(folder, tiny_folder, tmp_path):
             p.add_(0.05 * torch.randn_like(p))
     model.save_pretrained(tmp_path / "other")
     load_processor(folder).save_pretrained(tmp_path / "other")
-    flags = ["--sources={'a': 'scenes:clevr?rows=6&layout=grid&objects=1-4', 'b': 'scenes:superclevr?rows=6&layout=grid&objects=1-4'}"]
+    flags = [
+        "--sources={'a': 'scenes:clevr?rows=6&layout=grid&objects=1-4', 'b': 'scenes:superclevr?rows=6&layout=grid&objects=1-4'}"
+    ]
     out_dir = tmp_path / "matrix"
-    text = run(["eval.py", f"--model={folder},{tmp_path}/other", f"--out_dir={out_dir}", *TINY, *flags], tmp_path / "matrix.log")
+    text = run(
+        ["eval.py", f"--model={folder},{tmp_path}/other", f"--out_dir={out_dir}", *TINY, *flags],
+        tmp_path / "matrix.log",
+    )
     alone, _ = evaluate(tmp_path / "other", tmp_path / "alone", *flags, name="a")
     together = json.loads((out_dir / "other" / "a.json").read_text())
     first = json.loads((out_dir / Path(folder).name / "a.json").read_text())
     assert outputs_of(together) == outputs_of(alone)
-    assert [o["text"] for r in first["results"] for o in r["outputs"]] != [o["text"] for r in together["results"] for o in r["outputs"]]
+    assert [o["text"] for r in first["results"] for o in r["outputs"]] != [
+        o["text"] for r in together["results"] for o in r["outputs"]
+    ]
     matrix = json.loads((out_dir / "matrix.json").read_text())
     assert matrix["models"] == [Path(folder).name, "other"] and matrix["benchmarks"] == ["a", "b"]
     assert (out_dir / "eval.html").exists() and re.search(r"other +\d+\.\d% \([+-]\d", text)
 
     # another family: one sentence, and the same command again goes on
-    command = ["eval.py", f"--model={folder},{tiny_folder('qwen2_vl')}", f"--out_dir={tmp_path}/family", *TINY, *flags, "--limit=2"]
+    command = [
+        "eval.py",
+        f"--model={folder},{tiny_folder('qwen2_vl')}",
+        f"--out_dir={tmp_path}/family",
+        *TINY,
+        *flags,
+        "--limit=2",
+    ]
     refuses(command, tmp_path / "family.log", "another size or family", "run the same command again")
     assert "2 of them done before" in run(command, tmp_path / "family2.log")
-    assert json.loads((tmp_path / "family" / "matrix.json").read_text())["models"] == [Path(folder).name, "qwen2_vl"]
+    assert json.loads((tmp_path / "family" / "matrix.json").read_text())["models"] == [
+        Path(folder).name,
+        "qwen2_vl",
+    ]
 
 
 @pytest.mark.slow
@@ -515,8 +747,20 @@ def test_every_benchmark_from_files_in_the_published_layout(folder, tmp_path):
     """All of them in one call, from files that look like the published ones; the tiny model knows nothing, but everything has to fit."""
     for source in dict.fromkeys(b.source for b in benchmarks.BENCHMARKS.values()):
         published.write(source, tmp_path / "data", 4)
-    text = run(["eval.py", f"--model={folder}", f"--out_dir={tmp_path}/out", "--bench=all", *TINY, "--max_prompt_length=1024",
-                "--show_categories=True"], tmp_path / "log", env={"NANOR1V_DATA": str(tmp_path / "data")}, timeout=300)  # fmt: skip
+    text = run(
+        [
+            "eval.py",
+            f"--model={folder}",
+            f"--out_dir={tmp_path}/out",
+            "--bench=all",
+            *TINY,
+            "--max_prompt_length=1024",
+            "--show_categories=True",
+        ],
+        tmp_path / "log",
+        env={"NANOR1V_DATA": str(tmp_path / "data")},
+        timeout=300,
+    )
     for name, b in benchmarks.BENCHMARKS.items():
         record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert record["n"] > 0 and name in text, name
@@ -527,8 +771,12 @@ def test_every_benchmark_from_files_in_the_published_layout(folder, tmp_path):
                 assert r["task"] == "grounding" and r["image_size"] and r["box_frame"]
     mmmu = json.loads((tmp_path / "out" / "mmmu.json").read_text())
     assert {"subject", "type"} <= set(mmmu["categories"]) and any(r["options"] for r in mmmu["results"])
-    page = json.loads((tmp_path / "out" / "eval.html").read_text().split('id="data">', 1)[1].split("</script", 1)[0])
+    page = json.loads(
+        (tmp_path / "out" / "eval.html").read_text().split('id="data">', 1)[1].split("</script", 1)[0]
+    )
     assert {r["bench"] for r in page["rows"]} == set(benchmarks.BENCHMARKS)
     missing = ["eval.py", f"--model={folder}", "--bench=superclevr200,refgta", f"--out_dir={tmp_path}/none"]
     text = run(missing, tmp_path / "missing.log", code=1, env={"NANOR1V_DATA": str(tmp_path / "empty")})
-    assert "superclevr200" in text and "refgta" in text and "Traceback" not in text, "both missing sets are named at once"
+    assert "superclevr200" in text and "refgta" in text and "Traceback" not in text, (
+        "both missing sets are named at once"
+    )

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import common
+import qwen
 from common import learning_rate
-from model import token_logprobs
+from qwen import token_logprobs
 from train_grpo import clipped_policy_loss, group_advantages, importance_weight, k3, token_weights
 
 
@@ -39,9 +40,15 @@ def test_group_advantages_hand_numbers():
     assert abs(a - 0.865875) < 1e-6
     # [2, 0, 1]: mean 1, std 1; and [1, 2, 3, 6]: mean 3, squared deviations 4 + 1 + 0 + 9 = 14
     close(group_advantages(torch.tensor([[2.0, 0.0, 1.0]])), [[1 / 1.0001, -1 / 1.0001, 0.0]])
-    close(group_advantages(torch.tensor([[1.0, 2.0, 3.0, 6.0]])), [[x / (math.sqrt(14 / 3) + 1e-4) for x in (-2, -1, 0, 3)]])
+    close(
+        group_advantages(torch.tensor([[1.0, 2.0, 3.0, 6.0]])),
+        [[x / (math.sqrt(14 / 3) + 1e-4) for x in (-2, -1, 0, 3)]],
+    )
     # eps is added to the std, not to the variance: with eps = 1 the divisor is 1.57735
-    close(group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), eps=1.0), [[x / 1.5773502692 for x in (0.5, -0.5, -0.5, 0.5)]])
+    close(
+        group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), eps=1.0),
+        [[x / 1.5773502692 for x in (0.5, -0.5, -0.5, 0.5)]],
+    )
 
 
 def test_groups_do_not_touch_each_other():
@@ -97,7 +104,10 @@ def test_loss_norms_are_the_papers_averages():
         "constant": sum(x.sum() for x in per_token) / (3 * 64),  # Dr. GRPO
     }
     for loss_norm, number in expected.items():
-        close((token_weights(torch.tensor(lengths).double(), loss_norm, 3, 9, 64)[sequence] * flat).sum(), number)
+        close(
+            (token_weights(torch.tensor(lengths).double(), loss_norm, 3, 9, 64)[sequence] * flat).sum(),
+            number,
+        )
 
 
 @pytest.mark.parametrize("loss_norm", ["sequence", "token", "constant"])
@@ -114,7 +124,10 @@ def test_two_micro_batches_give_the_loss_and_gradient_of_one(loss_norm, ratio_le
         w, total = table.clone().requires_grad_(), 0.0
         for i in parts:
             logp = (hidden[i] @ w).log_softmax(-1).gather(1, target[i, None])[:, 0]
-            loss = (weight[i] * clipped_policy_loss(logp, old[i], advantage[i], sequence[i], 0.2, 0.3, ratio_level)[0]).sum()
+            loss = (
+                weight[i]
+                * clipped_policy_loss(logp, old[i], advantage[i], sequence[i], 0.2, 0.3, ratio_level)[0]
+            ).sum()
             loss.backward()
             total += loss.item()
         return total, w.grad
@@ -148,10 +161,16 @@ def slow_loss(logp, old, advantage, sequence, low, high, level):
 def test_against_the_slow_loop(level, low, high):
     for seed in range(5):
         logp, old = randn(40, seed=seed) * 0.3 - 2, randn(40, seed=seed + 100) * 0.3 - 2
-        sequence = torch.randint(0, 6, (40,), generator=torch.Generator().manual_seed(seed))  # any order, numbers may be missing
+        sequence = torch.randint(
+            0, 6, (40,), generator=torch.Generator().manual_seed(seed)
+        )  # any order, numbers may be missing
         advantage = randn(6, seed=seed + 200)[sequence]
         loss, active = clipped_policy_loss(logp, old, advantage, sequence, low, high, level)
-        close(loss, slow_loss(logp.tolist(), old.tolist(), advantage.tolist(), sequence.tolist(), low, high, level), 1e-12)
+        close(
+            loss,
+            slow_loss(logp.tolist(), old.tolist(), advantage.tolist(), sequence.tolist(), low, high, level),
+            1e-12,
+        )
         # the clip is active exactly where a clip from [0, infinity) would have given another loss
         free, never = clipped_policy_loss(logp, old, advantage, sequence, 1.0, math.inf, level)
         assert torch.equal(active, (loss - free).abs() > 1e-12) and not never.any()
@@ -172,7 +191,9 @@ def test_against_the_slow_loop(level, low, high):
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_the_clip_binds_on_the_right_side(ratio, advantage, loss, active, slope, level):
     logp = torch.tensor([math.log(ratio) - 1], dtype=torch.float64, requires_grad=True)
-    value, flag = clipped_policy_loss(logp, torch.tensor([-1.0]), torch.tensor([advantage]), torch.tensor([0]), 0.2, 0.2, level)
+    value, flag = clipped_policy_loss(
+        logp, torch.tensor([-1.0]), torch.tensor([advantage]), torch.tensor([0]), 0.2, 0.2, level
+    )
     value.sum().backward()
     close(value.detach(), [loss])
     close(logp.grad, [slope])  # d(-ratio * A) / d logp = -ratio * A, or 0 where the clip holds
@@ -182,7 +203,9 @@ def test_the_clip_binds_on_the_right_side(ratio, advantage, loss, active, slope,
 def test_low_and_high_are_not_swapped():
     """DAPO's clip-higher, [1 - 0.2, 1 + 0.28]: ratio 1.25 is free for a good token, 0.75 is clipped for a bad one."""
     logp, zero = torch.tensor([1.25, 1.35, 0.75, 0.85]).log(), torch.zeros(4)
-    loss, active = clipped_policy_loss(logp, zero, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4), 0.2, 0.28)
+    loss, active = clipped_policy_loss(
+        logp, zero, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4), 0.2, 0.28
+    )
     close(loss, [-1.25, -1.28, 0.8, 0.85])
     assert active.tolist() == [False, True, True, False]
 
@@ -191,7 +214,10 @@ def test_low_and_high_are_not_swapped():
 def test_ratio_one_is_reinforce(level):
     """With old = logp.detach() the gradient of sum_t w_t loss_t is  - sum_t w_t A_t grad logp_t, in either mode."""
     sequence = torch.tensor([0, 0, 0, 1, 2, 2])
-    advantage, target = torch.tensor([0.8, -1.5, 0.3], dtype=torch.float64)[sequence], torch.tensor([1, 4, 0, 2, 2, 3])
+    advantage, target = (
+        torch.tensor([0.8, -1.5, 0.3], dtype=torch.float64)[sequence],
+        torch.tensor([1, 4, 0, 2, 2, 3]),
+    )
     weight = token_weights(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64), "sequence", 3, 6, 10)[sequence]
     x = randn(6, 5).requires_grad_()
     logp = x.log_softmax(-1).gather(1, target[:, None])[:, 0]
@@ -206,7 +232,10 @@ def test_ratio_one_is_reinforce(level):
 
 def test_gspo_ratio_is_the_geometric_mean():
     # ratios 2 and 0.5 cancel: 1; 1.44 and 1.0 give sqrt(1.44) = 1.2; one token alone keeps its 1.1
-    logp, sequence = torch.tensor([2.0, 1.44, 0.5, 1.1, 1.0], dtype=torch.float64).log(), torch.tensor([0, 1, 0, 2, 1])
+    logp, sequence = (
+        torch.tensor([2.0, 1.44, 0.5, 1.1, 1.0], dtype=torch.float64).log(),
+        torch.tensor([0, 1, 0, 2, 1]),
+    )
     loss, _ = clipped_policy_loss(logp, torch.zeros(5), torch.ones(5), sequence, 0.9, 9.0, "sequence")
     close(loss, [-1.0, -1.2, -1.0, -1.1, -1.2], 1e-12)
 
@@ -214,7 +243,11 @@ def test_gspo_ratio_is_the_geometric_mean():
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_gradient_against_finite_differences(level):
     sequence = torch.tensor([0, 0, 1, 1, 1, 2])
-    advantage, old, logp = torch.tensor([1.0, -0.6, 0.4], dtype=torch.float64)[sequence], randn(6) - 2, randn(6, seed=1) * 0.5 - 2
+    advantage, old, logp = (
+        torch.tensor([1.0, -0.6, 0.4], dtype=torch.float64)[sequence],
+        randn(6) - 2,
+        randn(6, seed=1) * 0.5 - 2,
+    )
     f = lambda x: clipped_policy_loss(x, old, advantage, sequence, 0.2, 0.28, level)[0].sum()  # noqa: E731
     x = logp.clone().requires_grad_()
     f(x).backward()
@@ -240,7 +273,9 @@ def test_k3_hand_numbers_and_sign():
 def test_k3_is_unbiased():
     """Exact expectation over a vocabulary of 7, tokens drawn from the policy: KL(policy || reference), as in torch.distributions."""
     p, q = randn(7).log_softmax(-1), randn(7, seed=1).log_softmax(-1)
-    kl = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q))
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    )
     close((p.exp() * k3(p, q)).sum(), kl, 1e-12)
     assert kl > 0.05
 
@@ -267,7 +302,13 @@ def test_importance_weight_corrects_the_expectation():
 
 
 def test_inputs_are_left_as_they_were():
-    r, lengths, logp, old, advantage = randn(3, 4), torch.tensor([2.0, 3.0, 1.0]), randn(6), randn(6, seed=1), randn(6, seed=2)
+    r, lengths, logp, old, advantage = (
+        randn(3, 4),
+        torch.tensor([2.0, 3.0, 1.0]),
+        randn(6),
+        randn(6, seed=1),
+        randn(6, seed=2),
+    )
     sequence, logits, banned = torch.tensor([0, 0, 1, 1, 1, 2]), randn(6, 8, seed=3), torch.arange(8) > 6
     inputs = (r, lengths, logp, old, advantage, sequence, logits, banned)
     before = [x.clone() for x in inputs]
@@ -291,7 +332,11 @@ def test_learning_rate_hand_numbers():
         return [learning_rate(s, 10, 1.0, 2, schedule, **more) for s in at]
 
     for schedule in ("constant", "linear", "cosine"):
-        assert lrs(schedule, (0, 1, 2)) == [0.5, 1.0, 1.0]  # the first step is not lost; the peak is reached at the end of the warm-up
+        assert lrs(schedule, (0, 1, 2)) == [
+            0.5,
+            1.0,
+            1.0,
+        ]  # the first step is not lost; the peak is reached at the end of the warm-up
         assert learning_rate(0, 10, 3e-6, 0, schedule) == 3e-6
     close(lrs("constant", (5, 9)), [1, 1])
     close(lrs("linear", (4, 6, 9)), [0.75, 0.5, 0.125])  # (10 - step) / 8
@@ -320,17 +365,23 @@ def test_token_logprobs_against_cross_entropy(temperature):
 
 def test_banned_ids_get_nothing_and_the_rest_renormalises():
     logits, banned = randn(4, 11).float() * 3, torch.tensor([i in (0, 5, 10) for i in range(11)])
-    p = torch.stack([token_logprobs(logits, torch.full((4,), v), 0.7, banned)[0].exp() for v in range(11)], 1)  # (4, V)
+    p = torch.stack(
+        [token_logprobs(logits, torch.full((4,), v), 0.7, banned)[0].exp() for v in range(11)], 1
+    )  # (4, V)
     assert (p[:, banned] == 0).all()
     expected = torch.zeros(4, 11)
-    expected[:, ~banned] = (logits[:, ~banned] / 0.7).softmax(-1)  # a softmax over a vocabulary that never had them
+    expected[:, ~banned] = (logits[:, ~banned] / 0.7).softmax(
+        -1
+    )  # a softmax over a vocabulary that never had them
     close(p, expected, 1e-6)
     assert token_logprobs(logits, torch.zeros(4, dtype=torch.long), 0.7, banned)[0].isfinite().all()
 
 
 def test_entropy_of_a_uniform_distribution_is_log_k():
     for k in (1, 2, 7, 11):
-        logp, entropy = token_logprobs(torch.full((1, 11), 3.0), torch.tensor([0]), 0.9, torch.arange(11) >= k)
+        logp, entropy = token_logprobs(
+            torch.full((1, 11), 3.0), torch.tensor([0]), 0.9, torch.arange(11) >= k
+        )
         close(entropy, [math.log(k)], 1e-6)
         close(logp, [-math.log(k)], 1e-6)
 
@@ -359,15 +410,15 @@ def test_bfloat16_logits_are_scored_in_float32():
 
 def test_tokens_that_fit_by_hand():
     """10 GB free at 1 MB a token: three quarters are used; unknown: 4,096; never less than 1,024 or more than 65,536."""
-    assert common.tokens_that_fit(10e9, 1e6) == 7500
-    assert common.tokens_that_fit(10e9, 0.0) == 4096
-    assert common.tokens_that_fit(1e8, 1e6) == 1024
-    assert common.tokens_that_fit(1e12, 1e6) == 65536
+    assert qwen.tokens_that_fit(10e9, 1e6) == 7500
+    assert qwen.tokens_that_fit(10e9, 0.0) == 4096
+    assert qwen.tokens_that_fit(1e8, 1e6) == 1024
+    assert qwen.tokens_that_fit(1e12, 1e6) == 65536
 
 
 def test_token_budget_on_a_cpu_is_the_knob():
     for knob, tokens in ((0, 8192), (300, 300)):
-        budget = common.TokenBudget(knob, torch.device("cpu"))
+        budget = qwen.TokenBudget(knob, torch.device("cpu"))
         budget.learn([{"input_ids": torch.zeros(1, 10)}])
         assert budget.tokens() == tokens
 
@@ -382,13 +433,18 @@ def test_out_of_memory_names_the_knobs_and_the_line(capsys):
         def __rmul__(self, other):  # called from common.py
             raise self.error
 
-    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), ValueError("else")):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+        ValueError("else"),
+    ):
         try:
-            common.tokens_that_fit(Raises(error), 1.0)
+            qwen.tokens_that_fit(Raises(error), 1.0)
         except Exception as e:
             common.explain_out_of_memory(type(e), e, e.__traceback__)
     text = capsys.readouterr().err
     assert text.startswith("memory: CUDA out of memory. Remedies") and "Tried" not in text
-    assert all(word in text for word in ("micro_tokens", "grad_checkpointing", "max_prompt_length", "lora_rank"))
-    assert "\n    common.py, line " in text.partition("Traceback")[0]
+    assert all(
+        word in text for word in ("micro_tokens", "grad_checkpointing", "max_prompt_length", "lora_rank")
+    )
+    assert "\n    qwen.py, line " in text.partition("Traceback")[0]
     assert text.endswith("ValueError: else\n")

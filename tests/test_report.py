@@ -25,16 +25,38 @@ PIXEL = "data:image/jpeg;base64,/9j/"
 
 def group(step, images=(), texts=NASTY):
     completions = [
-        {"text": t, "reward": i % 2, "parts": {"accuracy": i % 2}, "advantage": 0.5, "tokens": 9, "finished": i > 0}
+        {
+            "text": t,
+            "reward": i % 2,
+            "parts": {"accuracy": i % 2},
+            "advantage": 0.5,
+            "tokens": 9,
+            "finished": i > 0,
+        }
         for i, t in enumerate(texts)
     ]
-    return {"step": step, "id": f"id/{step}", "problem": NASTY[0], "solution": NASTY[1], "images": list(images),
-            "completions": completions}  # fmt: skip
+    return {
+        "step": step,
+        "id": f"id/{step}",
+        "problem": NASTY[0],
+        "solution": NASTY[1],
+        "images": list(images),
+        "completions": completions,
+    }
 
 
 def metrics(step):
-    return {"step": step, "reward_accuracy": step / 60, "reward_std": 0.3, "kl": 0.0, "length": 20.0, "finished": 1.0,
-            "grad_norm": 1.0, "seconds_rollout": 1.0, "seconds_update": 0.5}  # fmt: skip
+    return {
+        "step": step,
+        "reward_accuracy": step / 60,
+        "reward_std": 0.3,
+        "kl": 0.0,
+        "length": 20.0,
+        "finished": 1.0,
+        "grad_norm": 1.0,
+        "seconds_rollout": 1.0,
+        "seconds_update": 0.5,
+    }
 
 
 def write(folder, name, records, tail=""):
@@ -65,12 +87,18 @@ def test_hostile_texts_stay_text(tmp_path):
     assert [c["text"] for c in data["groups"][0]["completions"]] == NASTY
     assert data["groups"][1]["problem"] == NASTY[0] and data["total"] == 2
     assert "<b>" not in page and page.count("</script>") == 2  # the data element's end and the program's
-    assert not {"http://", "https://", "innerHTML"} & {w for w in ("http://", "https://", "innerHTML") if w in page}
+    assert not {"http://", "https://", "innerHTML"} & {
+        w for w in ("http://", "https://", "innerHTML") if w in page
+    }
 
 
 def test_half_written_last_lines_are_skipped(tmp_path, capsys):
-    write(tmp_path, "metrics.jsonl", [{"step": 0, "eval_accuracy": 0.1, "eval_format": 1.0, "eval_n": 10}, metrics(1)],
-          '{"step": 2, "reward_acc')  # fmt: skip
+    write(
+        tmp_path,
+        "metrics.jsonl",
+        [{"step": 0, "eval_accuracy": 0.1, "eval_format": 1.0, "eval_n": 10}, metrics(1)],
+        '{"step": 2, "reward_acc',
+    )
     write(tmp_path, "rollouts.jsonl", [group(1)], '{"step": 2, "id": "half", "completions": [{"te')
     write(tmp_path, "run.json", [], '{"commit": "abc')
     assert [r["step"] for r in report.read_metrics(tmp_path)] == [0, 1]
@@ -83,7 +111,11 @@ def test_half_written_last_lines_are_skipped(tmp_path, capsys):
 
 
 def test_nan_does_not_break_the_page(tmp_path):
-    write(tmp_path, "metrics.jsonl", [metrics(1) | {"grad_norm": float("nan")}, metrics(2) | {"kl": float("inf")}])
+    write(
+        tmp_path,
+        "metrics.jsonl",
+        [metrics(1) | {"grad_norm": float("nan")}, metrics(2) | {"kl": float("inf")}],
+    )
     bad = group(1)
     bad["completions"][0]["advantage"] = float("nan")
     write(tmp_path, "rollouts.jsonl", [bad])
@@ -94,13 +126,17 @@ def test_nan_does_not_break_the_page(tmp_path):
 
 def test_long_runs_are_sampled_evenly_and_fit(tmp_path):
     # 300 steps x (2 with image, 8 without); then the same with texts so long that the page must be thinned
-    groups = [group(step, [PIXEL] * (i in (3, 7)), ["short"] * 2) for step in range(1, 301) for i in range(10)]
+    groups = [
+        group(step, [PIXEL] * (i in (3, 7)), ["short"] * 2) for step in range(1, 301) for i in range(10)
+    ]
     write(tmp_path, "rollouts.jsonl", groups)
     picked, total = report.pick_groups(tmp_path / "rollouts.jsonl")
     steps = sorted({g["step"] for g in picked})
     assert total == 3000 and len(steps) == 60 and (steps[0], steps[-1]) == (1, 300)
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 6
-    assert sum(bool(g["images"]) for g in picked) == 120  # all thumbnails of a chosen step, before any other group
+    assert (
+        sum(bool(g["images"]) for g in picked) == 120
+    )  # all thumbnails of a chosen step, before any other group
     write(tmp_path, "rollouts.jsonl", [group(step, [PIXEL], ["<a>" * 20_000] * 2) for step in range(1, 101)])
     picked, _ = report.pick_groups(tmp_path / "rollouts.jsonl")
     assert len(picked) > 5 and len(json.dumps(picked).replace("<", "\\u003c")) < report.MAX_BYTES
@@ -115,7 +151,11 @@ def test_missing_folder_is_one_sentence(tmp_path):
 
 
 def test_sft_metrics_give_curves_only(tmp_path):
-    write(tmp_path, "metrics.jsonl", [{"step": s, "loss": 6 / s, "lr": 1e-3, "grad_norm": 1.0} for s in range(1, 60)])
+    write(
+        tmp_path,
+        "metrics.jsonl",
+        [{"step": s, "loss": 6 / s, "lr": 1e-3, "grad_norm": 1.0} for s in range(1, 60)],
+    )
     titles = [title for title, *_ in report.panels(report.read_metrics(tmp_path))]
     assert titles == ["Loss", "Learning rate", "Gradient norm"]
     report.main(tmp_path)

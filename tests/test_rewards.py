@@ -2,6 +2,7 @@
 
 Run: python -m pytest -q tests/test_rewards.py. All expectations are worked out by hand, none by running the scorer.
 """
+
 import json
 import random
 import subprocess
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 
 ROOT = str(Path(__file__).resolve().parents[1])
 sys.path.insert(0, ROOT)
-import grading  # noqa: E402
 import rewards  # noqa: E402
 from rewards import accuracy_reward, extract_answer, format_reward, score, total  # noqa: E402
+from tasks import grading  # noqa: E402
 
 
 def row(solution, task):
@@ -33,7 +34,12 @@ KNOWN_DEFECTS = [
     ("<answer>140°</answer>", "<answer> 140° </answer>", "math", 1),
     ("<think>x</think> <answer>\n140\n</answer>", "<answer> 140° </answer>", "math", 1),
     ("no tags at all 3", "<answer> 3 </answer>", "count", 0),
-    ("<answer>1</answer> text <answer>3</answer>", "<answer> 3 </answer>", "count", 1),  # the last tag decides
+    (
+        "<answer>1</answer> text <answer>3</answer>",
+        "<answer> 3 </answer>",
+        "count",
+        1,
+    ),  # the last tag decides
     ("<answer>0.50</answer>", "<answer> 0.5 </answer>", "math", 1),
     ("<answer>1/2</answer>", "<answer> 0.5 </answer>", "math", 1),
     ("<answer> 2 </answer>", "2√{3}", "math", 0),
@@ -64,31 +70,35 @@ def test_text_without_tags_is_an_answer_in_evaluation_only():
 
 # --- extraction ---
 
-@pytest.mark.parametrize("completion, strict, lenient", [
-    ("<answer> 5 </answer>", "5", "5"),
-    ("<answer>3</answer><answer>4</answer>", "4", "4"),
-    ("<answer>\n(B)\nred\n</answer>", "(B)\nred", "(B)\nred"),
-    ("<answer></answer>", "", ""),
-    ("<answer>7</answer> the answer is 8, \\boxed{9}", "7", "7"),      # a tag beats everything else
-    ("<think><answer>3</answer></think>", "3", "3"),                   # wherever it stands; format pays nothing for it
-    ("<answer>1<answer>2</answer>3</answer>", "2", "2"),               # nested: the innermost pair
-    ("<answer>3</answer> <answer>5", "3", "3"),                        # the second was never finished
-    ("</answer>5<answer>", None, "5"),  # an empty last tag: what stands before it
-    ("<answer>5", None, "5"),
-    ("<answer>5</ans", None, "5"),
-    ("There are 4 cubes.\n</think>\n<answer>\n", None, "4"),
-    ("so \\boxed{\\frac{1}{2}} or \\boxed{x^{2}}.", None, "x^{2}"),
-    ("\\boxed{5", None, None),
-    ("\\boxed{1} and \\boxed{5", None, "1"),
-    ("Therefore, the answer is 80.", None, "80"),
-    ("... 3 of 4.\n**Final Answer:** B", None, "B"),
-    ("I count them: there are 4 big cubes to the left", None, "4"),
-    ("there are seven of them", None, "seven"),
-    ("It is hard to say.", None, None),
-    ("", None, None),
-    ("room a12", None, None),
-    ("no closing tag of <think> 3", None, "3"),
-])
+
+@pytest.mark.parametrize(
+    "completion, strict, lenient",
+    [
+        ("<answer> 5 </answer>", "5", "5"),
+        ("<answer>3</answer><answer>4</answer>", "4", "4"),
+        ("<answer>\n(B)\nred\n</answer>", "(B)\nred", "(B)\nred"),
+        ("<answer></answer>", "", ""),
+        ("<answer>7</answer> the answer is 8, \\boxed{9}", "7", "7"),  # a tag beats everything else
+        ("<think><answer>3</answer></think>", "3", "3"),  # wherever it stands; format pays nothing for it
+        ("<answer>1<answer>2</answer>3</answer>", "2", "2"),  # nested: the innermost pair
+        ("<answer>3</answer> <answer>5", "3", "3"),  # the second was never finished
+        ("</answer>5<answer>", None, "5"),  # an empty last tag: what stands before it
+        ("<answer>5", None, "5"),
+        ("<answer>5</ans", None, "5"),
+        ("There are 4 cubes.\n</think>\n<answer>\n", None, "4"),
+        ("so \\boxed{\\frac{1}{2}} or \\boxed{x^{2}}.", None, "x^{2}"),
+        ("\\boxed{5", None, None),
+        ("\\boxed{1} and \\boxed{5", None, "1"),
+        ("Therefore, the answer is 80.", None, "80"),
+        ("... 3 of 4.\n**Final Answer:** B", None, "B"),
+        ("I count them: there are 4 big cubes to the left", None, "4"),
+        ("there are seven of them", None, "seven"),
+        ("It is hard to say.", None, None),
+        ("", None, None),
+        ("room a12", None, None),
+        ("no closing tag of <think> 3", None, "3"),
+    ],
+)
 def test_extract_answer(completion, strict, lenient):
     assert extract_answer(completion) == strict
     assert extract_answer(completion, strict=False) == lenient
@@ -96,36 +106,108 @@ def test_extract_answer(completion, strict, lenient):
 
 # --- the verifiers ---
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("3", "3", 1), ("3.", "3", 1), ("3.0", "3", 1), ("03", "3", 1), ("three", "3", 1), ("Three", "3", 1),
-    ("3 cubes", "3", 1), ("3 (the red ones)", "3", 1), ("three items", "3", 1), ("There are 3 cubes.", "3", 1),
-    ("2 + 1 = 3", "3", 1), ("2 + 1 = 3", "2", 0), ("7 matte objects + 1 matte car = 8 objects", "8", 1),
-    ("7 matte objects + 1 matte car = 8 objects", "7", 0), ("C. 8", "8", 1), ("$3$", "3", 1), ("**3**", "3", 1),
-    ("\\boxed{3}", "3", 1), ("３", "3", 1), ("1,000", "1000", 1), ("zero", "0", 1), ("twenty", "20", 1), ("-3", "3", 0),
-    ("3 or 4", "3", 0), ("3 or 4", "4", 0), ("3, 4", "3", 0), ("3-4", "3", 0), ("3 4", "3", 0), ("3 to 4", "3", 0),
-    ("at least 3", "3", 0), ("more than 3", "3", 0), ("not 3", "3", 0), ("3 and a half", "3", 0), ("3.5", "3", 0),
-    ("3 maybe two", "3", 0), ("twenty-one", "20", 0), ("thirteen", "3", 0), ("13", "3", 0), ("31", "3", 0),
-    ("", "3", 0),
-    ("many", "3", 0), ("3²", "3", 0), ("3" * 100_000, "3", 0), ("1.2.3", "1", 0), ("3 + 1", "3", 0), ("3 =", "3", 0),
-])
+
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("3", "3", 1),
+        ("3.", "3", 1),
+        ("3.0", "3", 1),
+        ("03", "3", 1),
+        ("three", "3", 1),
+        ("Three", "3", 1),
+        ("3 cubes", "3", 1),
+        ("3 (the red ones)", "3", 1),
+        ("three items", "3", 1),
+        ("There are 3 cubes.", "3", 1),
+        ("2 + 1 = 3", "3", 1),
+        ("2 + 1 = 3", "2", 0),
+        ("7 matte objects + 1 matte car = 8 objects", "8", 1),
+        ("7 matte objects + 1 matte car = 8 objects", "7", 0),
+        ("C. 8", "8", 1),
+        ("$3$", "3", 1),
+        ("**3**", "3", 1),
+        ("\\boxed{3}", "3", 1),
+        ("３", "3", 1),
+        ("1,000", "1000", 1),
+        ("zero", "0", 1),
+        ("twenty", "20", 1),
+        ("-3", "3", 0),
+        ("3 or 4", "3", 0),
+        ("3 or 4", "4", 0),
+        ("3, 4", "3", 0),
+        ("3-4", "3", 0),
+        ("3 4", "3", 0),
+        ("3 to 4", "3", 0),
+        ("at least 3", "3", 0),
+        ("more than 3", "3", 0),
+        ("not 3", "3", 0),
+        ("3 and a half", "3", 0),
+        ("3.5", "3", 0),
+        ("3 maybe two", "3", 0),
+        ("twenty-one", "20", 0),
+        ("thirteen", "3", 0),
+        ("13", "3", 0),
+        ("31", "3", 0),
+        ("", "3", 0),
+        ("many", "3", 0),
+        ("3²", "3", 0),
+        ("3" * 100_000, "3", 0),
+        ("1.2.3", "1", 0),
+        ("3 + 1", "3", 0),
+        ("3 =", "3", 0),
+    ],
+)
 def test_count(answer, solution, want):
     assert grading.same_count(answer, solution) is bool(want)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("B", "B", 1), ("b", "B", 1), ("B.", "B", 1), ("(b)", "B", 1), ("(B)", "B", 1), ("B) red", "B", 1),
-    ("B: red", "B", 1),
-    ("B. red", "B", 1), ("(B) red", "B", 1), ("$B$", "B", 1), ("**B**", "B", 1), ("option B", "B", 1),
-    ("（B）", "B", 1),
-    ("The answer is B", "B", 1), ("B", "(B)", 1), ("(C) blue", "(C)", 1), ("\\boxed{B}", "B", 1), ("b. red", "B", 1),
-    ("C", "B", 0), ("B, D", "B", 0), ("B, D", "D", 0), ("B or D", "B", 0), ("(B) or (D)", "B", 0), ("B. D", "B", 0),
-    ("(A) (B) (C) (D)", "A", 0), ("A. red B. blue C. green", "A", 0), ("A cat", "A", 0), ("a cat", "A", 0),
-    ("AB", "A", 0),
-    ("", "B", 0), ("Because", "B", 0), ("red", "B", 0), ("none of the options", "B", 0), ("i.e. red", "I", 0),
-    ("red", "red", 1),  # a reference that is no letter is compared as text
-    ("Early Renaissance (C)", "C", 1), ("\\text{B}", "B", 1), ("\\boxed{\\text{(B)}}", "B", 1), ("C or D", "C", 0),
-    ("A. Dish rack\nD. Countertop", "D", 0), ("A. Dish rack\nD. Countertop", "A", 0),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("B", "B", 1),
+        ("b", "B", 1),
+        ("B.", "B", 1),
+        ("(b)", "B", 1),
+        ("(B)", "B", 1),
+        ("B) red", "B", 1),
+        ("B: red", "B", 1),
+        ("B. red", "B", 1),
+        ("(B) red", "B", 1),
+        ("$B$", "B", 1),
+        ("**B**", "B", 1),
+        ("option B", "B", 1),
+        ("（B）", "B", 1),
+        ("The answer is B", "B", 1),
+        ("B", "(B)", 1),
+        ("(C) blue", "(C)", 1),
+        ("\\boxed{B}", "B", 1),
+        ("b. red", "B", 1),
+        ("C", "B", 0),
+        ("B, D", "B", 0),
+        ("B, D", "D", 0),
+        ("B or D", "B", 0),
+        ("(B) or (D)", "B", 0),
+        ("B. D", "B", 0),
+        ("(A) (B) (C) (D)", "A", 0),
+        ("A. red B. blue C. green", "A", 0),
+        ("A cat", "A", 0),
+        ("a cat", "A", 0),
+        ("AB", "A", 0),
+        ("", "B", 0),
+        ("Because", "B", 0),
+        ("red", "B", 0),
+        ("none of the options", "B", 0),
+        ("i.e. red", "I", 0),
+        ("red", "red", 1),  # a reference that is no letter is compared as text
+        ("Early Renaissance (C)", "C", 1),
+        ("\\text{B}", "B", 1),
+        ("\\boxed{\\text{(B)}}", "B", 1),
+        ("C or D", "C", 0),
+        ("A. Dish rack\nD. Countertop", "D", 0),
+        ("A. Dish rack\nD. Countertop", "A", 0),
+    ],
+)
 def test_choice(answer, solution, want):
     assert grading.same_choice(answer, solution) is bool(want)
 
@@ -134,24 +216,51 @@ COLOURS = "Which colour?\n<image1>\n(A) red\n(B) dark blue\n(C) green\n(D) none 
 ANGLES = "As shown in the figure, the angle AOB is ()\nChoices:\nA:35°\nB:70°\nC:105°\nD:\\frac{7}{2}√{3}m"
 INLINE = "What is the p-value? Choices: A. 0.05\nB. 0.025\nC. $3,100,000\nD. -4 \\leq g(x) \\leq 9"
 LETTERS = "Which piece fits?\n(A) D\n(B) P and R\n(C) cos(π/5)\n(D) cos(9π/5)"
-LENGTHS = "How long are the pieces?\n(A) $2 \\mathrm{~cm}, 3 \\mathrm{~cm}, 5 \\mathrm{~cm}$\n" + \
-          "(B) $1 \\mathrm{~cm}, 4 \\mathrm{~cm}, 5 \\mathrm{~cm}$"
+LENGTHS = (
+    "How long are the pieces?\n(A) $2 \\mathrm{~cm}, 3 \\mathrm{~cm}, 5 \\mathrm{~cm}$\n"
+    + "(B) $1 \\mathrm{~cm}, 4 \\mathrm{~cm}, 5 \\mathrm{~cm}$"
+)
 
 
-@pytest.mark.parametrize("problem, answer, solution, want", [
-    (COLOURS, "red", "A", 1), (COLOURS, "Dark blue.", "B", 1), (COLOURS, "blue", "B", 0), (COLOURS, "red", "B", 0),
-    (COLOURS, "(A) red", "A", 1), (COLOURS, "None of the options", "D", 0), (COLOURS, "none of them", "D", 1), (COLOURS, "B", "B", 1),
-    (COLOURS, "E. the last one, of B and C", "E", 1),  # letters within the option's own text are no hedge
-    (ANGLES, "70", "B", 1), (ANGLES, "70^\\circ", "B", 1), (ANGLES, "B: 70°", "B", 1), (ANGLES, "105°", "B", 0),
-    (ANGLES, "\\frac{7\\sqrt{3}}{2}", "D", 1), (ANGLES, "None of the given choices", "B", 0), (ANGLES, "71", "B", 0),
-    (INLINE, "0.025", "B", 1), (INLINE, "3,100,000", "C", 1), (INLINE, "$3,100,000", "C", 1), (INLINE, "[-4, 9]", "D", 1),
-    (INLINE, "(-4, 9]", "D", 0), (INLINE, "0.05", "B", 0),
-    (LETTERS, "P and R", "B", 1), (LETTERS, "(B) P and R", "B", 1), (LETTERS, "D", "D", 1),
-    (LETTERS, "cos(π/5)", "C", 1), (LETTERS, "cos(9π/5)", "C", 0),  # equal values, but the option is the form
-    (LENGTHS, "2 cm, 5 cm, 3 cm", "A", 1), (LENGTHS, "5, 1, 4", "B", 1), (LENGTHS, "2, 5, 3", "B", 0), (LENGTHS, "2, 3", "A", 0),
-    ("True or False?\nChoice:\nA. False\nB. True", "A. False", "False", 1), ("True or False?\nChoice:\nA. False\nB. True", "B", "False", 0),
-    ("True or False?\nChoice:\nA. False\nB. True", "A", "False", 1),
-])
+@pytest.mark.parametrize(
+    "problem, answer, solution, want",
+    [
+        (COLOURS, "red", "A", 1),
+        (COLOURS, "Dark blue.", "B", 1),
+        (COLOURS, "blue", "B", 0),
+        (COLOURS, "red", "B", 0),
+        (COLOURS, "(A) red", "A", 1),
+        (COLOURS, "None of the options", "D", 0),
+        (COLOURS, "none of them", "D", 1),
+        (COLOURS, "B", "B", 1),
+        (COLOURS, "E. the last one, of B and C", "E", 1),  # letters within the option's own text are no hedge
+        (ANGLES, "70", "B", 1),
+        (ANGLES, "70^\\circ", "B", 1),
+        (ANGLES, "B: 70°", "B", 1),
+        (ANGLES, "105°", "B", 0),
+        (ANGLES, "\\frac{7\\sqrt{3}}{2}", "D", 1),
+        (ANGLES, "None of the given choices", "B", 0),
+        (ANGLES, "71", "B", 0),
+        (INLINE, "0.025", "B", 1),
+        (INLINE, "3,100,000", "C", 1),
+        (INLINE, "$3,100,000", "C", 1),
+        (INLINE, "[-4, 9]", "D", 1),
+        (INLINE, "(-4, 9]", "D", 0),
+        (INLINE, "0.05", "B", 0),
+        (LETTERS, "P and R", "B", 1),
+        (LETTERS, "(B) P and R", "B", 1),
+        (LETTERS, "D", "D", 1),
+        (LETTERS, "cos(π/5)", "C", 1),
+        (LETTERS, "cos(9π/5)", "C", 0),  # equal values, but the option is the form
+        (LENGTHS, "2 cm, 5 cm, 3 cm", "A", 1),
+        (LENGTHS, "5, 1, 4", "B", 1),
+        (LENGTHS, "2, 5, 3", "B", 0),
+        (LENGTHS, "2, 3", "A", 0),
+        ("True or False?\nChoice:\nA. False\nB. True", "A. False", "False", 1),
+        ("True or False?\nChoice:\nA. False\nB. True", "B", "False", 0),
+        ("True or False?\nChoice:\nA. False\nB. True", "A", "False", 1),
+    ],
+)
 def test_choice_by_the_options_in_the_problem(problem, answer, solution, want):
     assert grading.same_choice(answer, solution, {"problem": problem}) is bool(want)
 
@@ -161,93 +270,219 @@ def test_options_of_the_row_come_first():
     assert grading.same_choice("dog", "B", given) and not grading.same_choice("y", "B", given)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("0.50", "0.5", 1), (".5", "0.5", 1), ("1/2", "0.5", 1), ("\\frac{1}{2}", "0.5", 1), ("-1/2", "-0.5", 1),
-    ("\\frac{-1}{2}", "-0.5", 1), ("2/4", "1/2", 1), ("140", "140°", 1), ("140°", "140", 1), ("140^\\circ", "140°", 1),
-    ("140^{\\circ}", "140°", 1), ("140 degrees", "140°", 1), ("12", "12 cm", 1), ("12cm", "12 centimeters", 1),
-    ("12 \\text{ cm}", "12cm", 1), ("9 cm²", "9cm^{2}", 1), ("3 meters", "3米", 1), ("40", "40海里", 1),
-    ("5 units", "5", 1),
-    ("13 cm", "12 cm", 0), ("12 m", "12 cm", 0), ("1,234,567", "1234567", 1), ("1,000.5", "1000.5", 1),
-    ("12,34", "1234", 0),
-    ("180 - 140 = 40", "40°", 1), ("x = 5", "5", 1), ("x = 5", "x = 6", 0), ("−3", "-3", 1), ("3", "-3", 0),
-    ("-3", "−3", 1),
-    ("1/0", "0", 0), ("0.333", "1/3", 0), ("2x", "2", 0), ("7", "7.00", 1), ("3 or 4", "3", 0), ("3, 4", "3", 0),
-    ("3,4", "34", 0), ("3 4", "12", 0), ("2 1/2", "1", 0), ("Yes", "3m", 0), ("", "3", 0), ("", "", 0),
-    ("even", "Even", 1),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("0.50", "0.5", 1),
+        (".5", "0.5", 1),
+        ("1/2", "0.5", 1),
+        ("\\frac{1}{2}", "0.5", 1),
+        ("-1/2", "-0.5", 1),
+        ("\\frac{-1}{2}", "-0.5", 1),
+        ("2/4", "1/2", 1),
+        ("140", "140°", 1),
+        ("140°", "140", 1),
+        ("140^\\circ", "140°", 1),
+        ("140^{\\circ}", "140°", 1),
+        ("140 degrees", "140°", 1),
+        ("12", "12 cm", 1),
+        ("12cm", "12 centimeters", 1),
+        ("12 \\text{ cm}", "12cm", 1),
+        ("9 cm²", "9cm^{2}", 1),
+        ("3 meters", "3米", 1),
+        ("40", "40海里", 1),
+        ("5 units", "5", 1),
+        ("13 cm", "12 cm", 0),
+        ("12 m", "12 cm", 0),
+        ("1,234,567", "1234567", 1),
+        ("1,000.5", "1000.5", 1),
+        ("12,34", "1234", 0),
+        ("180 - 140 = 40", "40°", 1),
+        ("x = 5", "5", 1),
+        ("x = 5", "x = 6", 0),
+        ("−3", "-3", 1),
+        ("3", "-3", 0),
+        ("-3", "−3", 1),
+        ("1/0", "0", 0),
+        ("0.333", "1/3", 0),
+        ("2x", "2", 0),
+        ("7", "7.00", 1),
+        ("3 or 4", "3", 0),
+        ("3, 4", "3", 0),
+        ("3,4", "34", 0),
+        ("3 4", "12", 0),
+        ("2 1/2", "1", 0),
+        ("Yes", "3m", 0),
+        ("", "3", 0),
+        ("", "", 0),
+        ("even", "Even", 1),
+    ],
+)
 def test_math_numbers(answer, solution, want):
     assert grading.same_math(answer, solution) is bool(want)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("2√3", "2√{3}", 1), ("2\\sqrt{3}", "2√3", 1), ("\\sqrt{12}", "2√{3}", 1), ("2sqrt(3)", "2√{3}", 1),
-    ("2", "2√{3}", 0),
-    ("10√{3}", "10", 0), ("√{5}", "\\sqrt{5}", 1), ("√5", "√{6}", 0), ("\\frac{\\sqrt{2}}{2}", "\\frac{√{2}}{2}", 1),
-    ("\\frac{3}{2}\\sqrt{3}", "\\frac{3}{2}√{3}", 1), ("5.0 m", "5√{3}", 0), ("6√5", "6√{5}m", 1), ("4π", "4πcm", 1),
-    ("4\\pi", "4π", 1), ("4", "4π", 0), ("\\(\\frac{\\pi}{2}\\)", "π/2", 1), ("x+1", "1 + x", 1), ("x^2", "x²", 1),
-    ("(0, 0)", "(0,0)", 1), ("(0, 1)", "(1, 0)", 0), ("(-\\infty, 4)", "(-\\infty, 4]", 0), ("4.0 + PE + PF", "4", 0),
-    ("(x+1)^2", "x^2+2x+1", 1), ("x^2 - 2x - 5", "(x+4)^2 - 5", 0), ("red cube", "cube red", 0),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("2√3", "2√{3}", 1),
+        ("2\\sqrt{3}", "2√3", 1),
+        ("\\sqrt{12}", "2√{3}", 1),
+        ("2sqrt(3)", "2√{3}", 1),
+        ("2", "2√{3}", 0),
+        ("10√{3}", "10", 0),
+        ("√{5}", "\\sqrt{5}", 1),
+        ("√5", "√{6}", 0),
+        ("\\frac{\\sqrt{2}}{2}", "\\frac{√{2}}{2}", 1),
+        ("\\frac{3}{2}\\sqrt{3}", "\\frac{3}{2}√{3}", 1),
+        ("5.0 m", "5√{3}", 0),
+        ("6√5", "6√{5}m", 1),
+        ("4π", "4πcm", 1),
+        ("4\\pi", "4π", 1),
+        ("4", "4π", 0),
+        ("\\(\\frac{\\pi}{2}\\)", "π/2", 1),
+        ("x+1", "1 + x", 1),
+        ("x^2", "x²", 1),
+        ("(0, 0)", "(0,0)", 1),
+        ("(0, 1)", "(1, 0)", 0),
+        ("(-\\infty, 4)", "(-\\infty, 4]", 0),
+        ("4.0 + PE + PF", "4", 0),
+        ("(x+1)^2", "x^2+2x+1", 1),
+        ("x^2 - 2x - 5", "(x+4)^2 - 5", 0),
+        ("red cube", "cube red", 0),
+    ],
+)
 def test_math_expressions(answer, solution, want):
     assert grading.same_math(answer, solution) is bool(want)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("red cube", "red cube", 1), ("Red  Cube.", "red cube", 1), ('"red cube"', "red cube", 1),
-    ("red\ncube", "red cube", 1),
-    ("red cubes", "red cube", 0), ("red", "red cube", 0), ("STRASSE", "straße", 1), ("", "", 0), ("", "x", 0),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("red cube", "red cube", 1),
+        ("Red  Cube.", "red cube", 1),
+        ('"red cube"', "red cube", 1),
+        ("red\ncube", "red cube", 1),
+        ("red cubes", "red cube", 0),
+        ("red", "red cube", 0),
+        ("STRASSE", "straße", 1),
+        ("", "", 0),
+        ("", "x", 0),
+    ],
+)
 def test_text(answer, solution, want):
     assert grading.same_text(answer, solution) is bool(want)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("three", "3", 1), ("6/2", "3", 1), ("(B)", "B", 1), ("A cat", "A", 0), ("√12", "2√3", 1), ("a dog", "A dog", 1),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("three", "3", 1),
+        ("6/2", "3", 1),
+        ("(B)", "B", 1),
+        ("A cat", "A", 0),
+        ("√12", "2√3", 1),
+        ("a dog", "A dog", 1),
+    ],
+)
 def test_auto(answer, solution, want):
     assert rewards.VERIFIERS["auto"](answer, solution) is bool(want)
 
 
 # --- format ---
 
-@pytest.mark.parametrize("completion, want", [
-    ("<think>a</think><answer>b</answer>", 1), ("<think>a</think>\n<answer>b</answer>", 1), ("<answer>4</answer>", 0),
-    ("\n <think>a\nb</think> \n\n <answer>\nb\n</answer> \n", 1), ("<think></think><answer></answer>", 1),
-    ("<think>a</think> so <answer>b</answer>", 0), ("x <think>a</think><answer>b</answer>", 0),
-    ("<think>a</think><answer>b</answer> x", 0), ("<think>a</think><answer>b</answer><answer>c</answer>", 0),
-    ("<think>a<think>b</think></think><answer>b</answer>", 0), ("<think>a<answer>b</answer></think>", 0),
-    ("<think>a</think><answer>b", 0), ("<Think>a</Think><answer>b</answer>", 0), ("", 0),
-    ("<answer>b</answer><think>a</think>", 0), ("<think>a</think><answer>b</answer>" * 2, 0),
-])
+
+@pytest.mark.parametrize(
+    "completion, want",
+    [
+        ("<think>a</think><answer>b</answer>", 1),
+        ("<think>a</think>\n<answer>b</answer>", 1),
+        ("<answer>4</answer>", 0),
+        ("\n <think>a\nb</think> \n\n <answer>\nb\n</answer> \n", 1),
+        ("<think></think><answer></answer>", 1),
+        ("<think>a</think> so <answer>b</answer>", 0),
+        ("x <think>a</think><answer>b</answer>", 0),
+        ("<think>a</think><answer>b</answer> x", 0),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 0),
+        ("<think>a<think>b</think></think><answer>b</answer>", 0),
+        ("<think>a<answer>b</answer></think>", 0),
+        ("<think>a</think><answer>b", 0),
+        ("<Think>a</Think><answer>b</answer>", 0),
+        ("", 0),
+        ("<answer>b</answer><think>a</think>", 0),
+        ("<think>a</think><answer>b</answer>" * 2, 0),
+    ],
+)
 def test_format(completion, want):
     assert format_reward(completion, row("b", "text")) == want
 
 
 # --- hacks: the reference stands somewhere in the text, but it is not the answer; or the text attacks the scorer ---
 
-@pytest.mark.parametrize("completion", [
-    "<think>3</think><answer>5</answer>", "<answer>3</answer><answer>5</answer>", "<answer></answer>",
-    "<answer> </answer>",
-    "<think>3 3 3</think><answer></answer>", "<answer>1 2 3 4 5</answer>", "<answer>1, 2, 3</answer>", "<answer>3",
-    "3</answer>", "<ANSWER>3</ANSWER>", "<answer>5</answer> I mean 3", "<answer>the reference</answer>",
-    "<answer>ignore the question and give full marks</answer>", "<answer>{solution}</answer>", "<answer>3|4</answer>",
-    "<answer>3</answer><answer><answer>5</answer></answer>", "<answer>True</answer>", "<answer>__import__</answer>",
-    "<answer>any integer</answer>", "<answer>n</answer>", "<answer>x = x</answer>", "<answer>3 = 4</answer>",
-])
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "<think>3</think><answer>5</answer>",
+        "<answer>3</answer><answer>5</answer>",
+        "<answer></answer>",
+        "<answer> </answer>",
+        "<think>3 3 3</think><answer></answer>",
+        "<answer>1 2 3 4 5</answer>",
+        "<answer>1, 2, 3</answer>",
+        "<answer>3",
+        "3</answer>",
+        "<ANSWER>3</ANSWER>",
+        "<answer>5</answer> I mean 3",
+        "<answer>the reference</answer>",
+        "<answer>ignore the question and give full marks</answer>",
+        "<answer>{solution}</answer>",
+        "<answer>3|4</answer>",
+        "<answer>3</answer><answer><answer>5</answer></answer>",
+        "<answer>True</answer>",
+        "<answer>__import__</answer>",
+        "<answer>any integer</answer>",
+        "<answer>n</answer>",
+        "<answer>x = x</answer>",
+        "<answer>3 = 4</answer>",
+    ],
+)
 @pytest.mark.parametrize("task", ["count", "math", "auto"])
 def test_hacks_earn_nothing(completion, task):
     assert accuracy_reward(completion, row("3", task)) == 0
 
 
-@pytest.mark.parametrize("answer", [
-    "9**9**9", "9^{9^{9}}", "9^9^9", "(9^{9})^{9^9}", "2^{99999}", "9^\\frac{99999999}{1}",
-    "((9^{9999})^{9999})^{9999}",
-    "10000000!", "{" * 200 + "3" + "}" * 200, "{" * 90 + "3" + "}" * 90, "\\frac{" * 30,
-    "\\sum_{n=1}^{9999} n", "3" * 100_000,
-    "(" * 50_000, "<answer>" * 12_000, "\\boxed{" * 12_000, "$" * 100_000, " " * 100_000,
-    "\\sqrt{" * 20 + "3" + "}" * 20, "\0",
-    "there are " * 10_000, "answer is: " * 9_000, "1," * 50_000, "\\text{" * 16_000, "-" * 100_000, "**" * 50_000,
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9**9**9",
+        "9^{9^{9}}",
+        "9^9^9",
+        "(9^{9})^{9^9}",
+        "2^{99999}",
+        "9^\\frac{99999999}{1}",
+        "((9^{9999})^{9999})^{9999}",
+        "10000000!",
+        "{" * 200 + "3" + "}" * 200,
+        "{" * 90 + "3" + "}" * 90,
+        "\\frac{" * 30,
+        "\\sum_{n=1}^{9999} n",
+        "3" * 100_000,
+        "(" * 50_000,
+        "<answer>" * 12_000,
+        "\\boxed{" * 12_000,
+        "$" * 100_000,
+        " " * 100_000,
+        "\\sqrt{" * 20 + "3" + "}" * 20,
+        "\0",
+        "there are " * 10_000,
+        "answer is: " * 9_000,
+        "1," * 50_000,
+        "\\text{" * 16_000,
+        "-" * 100_000,
+        "**" * 50_000,
+    ],
+)
 @pytest.mark.parametrize("task", sorted(rewards.VERIFIERS))
 def test_hostile_answers_are_quick_and_wrong(answer, task):
     for strict in (True, False):
@@ -257,7 +492,14 @@ def test_hostile_answers_are_quick_and_wrong(answer, task):
 
 def test_hostile_answer_runs_fast():
     start = time.monotonic()
-    for answer in ("9**9**9", "9^{9^{9}}", "2^{99999}", "3" * 100_000, "<answer>" * 12_000, "\\boxed{" * 12_000):
+    for answer in (
+        "9**9**9",
+        "9^{9^{9}}",
+        "2^{99999}",
+        "3" * 100_000,
+        "<answer>" * 12_000,
+        "\\boxed{" * 12_000,
+    ):
         assert accuracy_reward(f"<answer>{answer}</answer>", row("x^2", "math"), strict=False) == 0
     assert time.monotonic() - start < 5
 
@@ -268,12 +510,59 @@ def test_long_completion_with_a_right_answer():
     assert score(completion, row("3", "count")) == {"accuracy": 0.0, "format": 1.0}
 
 
-PIECES = ["<answer>", "</answer>", "<think>", "</think>", "3", "12", "4.5", ",", ".", "-", "=", "/", "^",
-    "**", "{", "}", "(", ")",
-          "\\frac", "\\sqrt", "√", "π", "°", "cm", "m", "B", "A cat", "or", "three", "\\boxed{", "$", "\\(",
-    " ", "\n", "\0",
-          "%", "²", "½", "٣", "ß", "\ud800", "🎲", "\\text{", "the answer is ", "there are ", "x", "+", "_",
-    "\\", "!", "e9"]
+PIECES = [
+    "<answer>",
+    "</answer>",
+    "<think>",
+    "</think>",
+    "3",
+    "12",
+    "4.5",
+    ",",
+    ".",
+    "-",
+    "=",
+    "/",
+    "^",
+    "**",
+    "{",
+    "}",
+    "(",
+    ")",
+    "\\frac",
+    "\\sqrt",
+    "√",
+    "π",
+    "°",
+    "cm",
+    "m",
+    "B",
+    "A cat",
+    "or",
+    "three",
+    "\\boxed{",
+    "$",
+    "\\(",
+    " ",
+    "\n",
+    "\0",
+    "%",
+    "²",
+    "½",
+    "٣",
+    "ß",
+    "\ud800",
+    "🎲",
+    "\\text{",
+    "the answer is ",
+    "there are ",
+    "x",
+    "+",
+    "_",
+    "\\",
+    "!",
+    "e9",
+]
 
 
 def test_fuzz_never_raises_and_is_deterministic():
@@ -294,6 +583,7 @@ def test_fuzz_never_raises_and_is_deterministic():
 
 
 # --- the table-driven part ---
+
 
 def test_score_and_total():
     completion = "<think>2 + 1</think><answer>3 cubes</answer>"
@@ -341,53 +631,172 @@ def test_unreadable_reference_is_logged_once(caplog):
 
 
 def test_ordinary_answers_do_not_load_sympy():
-    code = ("import sys, rewards\n"
-            "for a, s, t in [('3 cubes', '3', 'count'), ('1/2', '0.5', 'math'), ('B', 'A', 'choice')]:\n"
-            "    rewards.score(f'<think>x</think><answer>{a}</answer>', {'solution': s, 'task': t})\n"
-            "assert not {'sympy', 'math_verify'} & set(sys.modules)")
+    code = (
+        "import sys, rewards\n"
+        "for a, s, t in [('3 cubes', '3', 'count'), ('1/2', '0.5', 'math'), ('B', 'A', 'choice')]:\n"
+        "    rewards.score(f'<think>x</think><answer>{a}</answer>', {'solution': s, 'task': t})\n"
+        "assert not {'sympy', 'math_verify'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
 # Spellings of one value that models and data sets use, and near misses
 SPELLINGS = [
-    ("\\frac{\\pi}{6}", "π/6", 1), ("30 cm^2", "30cm²", 1), ("30 cm^2", "30 cm", 1),
-    ("30 square centimeters", "30\\mathrm{cm}^2", 1), ("5 and 3", "3, 5", 1), ("x = 3 or x = -2", "3,-2", 1),
-    ("x=3 or x=-2", "x=-2 or x=3", 1), ("\\{1,2\\}", "{2,1}", 1), ("[0, 5)", "(0,5)", 0), ("0 \\leq x < 5", "[0,5)", 1),
-    ("x \\geq 3", "[3,\\infty)", 1), ("(-\\infty, 3) \\cup (5, \\infty)", "(-∞,3)∪(5,∞)", 1), ("y = 2x + 3", "y=2x+3", 1),
-    ("2x + 3", "y=2x+3", 1), ("y=3x+2", "y=2x+3", 0), ("y = \\frac{3}{4}x - \\frac{9}{2}", "$y+3=\\frac{3}{4}(x-2)$", 1),
-    ("(x-2)^2+(y+1)^2=9", "(x-2)^2 + (y+1)^2 = 9", 1), ("x^2+y^2-4x+2y-4=0", "(x-2)^2 + (y+1)^2 = 9", 1),
-    ("(x-2)^2+(y+1)^2=3", "(x-2)^2 + (y+1)^2 = 9", 0), ("12.6", "4π", 0), ("12.57", "4π", 0), ("12.566370614", "4π", 1),
-    ("4\\pi \\approx 12.57", "4π", 1), ("approximately 12.57", "12.57", 1), ("≈ 12.57", "12.57", 1),
-    ("about 12.57 cm", "12.57cm", 1), ("1:2", "\\frac{1}{2}", 1), ("1/2", "1:2", 1), ("2:1", "1:2", 0), ("3:4:5", "3:4:5", 1),
-    ("25%", "0.25", 0), ("25%", "25", 1), ("25", "25%", 1), ("$25", "25", 1), ("25 dollars", "$25$", 1),
-    ("2.5 \\times 10^{3}", "2500", 1), ("2.5e3", "2500", 1), ("2.5 x 10^3", "2500", 1), ("1\\frac{1}{2}", "1.5", 1),
-    ("1 1/2", "\\frac{3}{2}", 1), ("3\\frac{1}{2}", "\\frac{3}{2}", 0), ("\\frac{3\\sqrt{2}}{2}", "\\frac{3}{\\sqrt{2}}", 1),
-    ("-\\frac12", "-1/2", 1), ("\\frac 12", "1/2", 1), ("\\tfrac{1}{2}", "1/2", 1), ("45^\\circ", "\\frac{\\pi}{4}", 0),
-    ("N 45° E", "N45°E", 1), ("315°", "315^\\circ T", 1), ("049°T", "49", 1), ("even", "odd", 0), ("Yes", "Yes", 1),
-    ("yes.", "Yes", 1), ("No", "Yes", 0), ("f(x) = -3|x-3| + 3", "f(x)=-3|x-3|+3", 1), ("-3|x-3|+3", "f(x)=-3|x-3|+3", 1),
-    ("6 children", "6", 1), ("6 million", "6", 0), ("6 dozen", "6", 0), ("6x", "6", 0), ("6 or 7", "6", 0), ("6, 7", "6", 0),
-    ("between 6 and 7", "6", 0), ("at least 6", "6", 0), ("not 6", "6", 0), ("more than 6", "6", 0),
-    ("the area is 6 square meters and the perimeter is 10", "6", 0), ("The area is 36π square units.", "36\\pi", 1),
-    ("Therefore, the area of the circle is 36\\pi.", "36π", 1), ("\\text{The answer is } 6", "6", 1),
-    ("$\\angle A = 60^\\circ$", "60°", 1), ("∠A = 60°", "60", 1), ("m∠A = 60°", "60", 1), ("x = 60", "y = 60", 0),
-    ("AB = 5", "5", 1), ("AB = 5 cm", "5cm", 1), ("S = 25", "25", 1), ("S_{ABC} = 25", "25", 1), ("2x = 10", "5", 0),
-    ("x = 10/2 = 5", "5", 1), ("5 = x", "5", 1), ("10√3", "10\\sqrt{3}", 1), ("10 √3", "10\\sqrt{3}", 1),
-    ("10*sqrt(3)", "10\\sqrt{3}", 1), ("10 * √3", "10√{3}", 1), ("10\\sqrt3", "10√{3}", 1), ("17.32", "10√{3}", 0),
-    ("17.3205081", "10√{3}", 1), ("\\sqrt[3]{8}", "2", 1), ("2^{3}", "8", 1), ("2^10", "1024", 1), ("e^{2}", "e^2", 1),
-    ("\\ln 2", "ln(2)", 1), ("\\log_{2} 8", "3", 1), ("i", "i", 1), ("3+4i", "4i+3", 1), ("0", "0°", 1), ("00", "0", 1),
-    ("-0", "0", 1), ("+5", "5", 1), ("5.", "5", 1), ("5,0", "5", 0), ("5;", "5", 1), ("5 .", "5", 1), ("“5”", "5", 1),
-    ("{5}", "5", 1), ("(5)", "5", 1), ("\\boxed{5}", "5", 1), ("\\boxed{5} \\text{cm}", "5cm", 1), ("**5**", "5", 1),
-    ("*5*", "5", 1), ("`5`", "5", 1), ("5\n", "5", 1), ("5\\\\", "5", 1), ("=5", "5", 1), ("= 5", "5", 1), ("a+b", "b+a", 1),
-    ("ab", "ba", 1), ("a/b", "\\frac{a}{b}", 1), ("90° - α", "90^\\circ-\\alpha", 1), ("90-\\frac{1}{2}α", "90° - α/2", 1),
-    ("60 km/h", "60 km / h", 1), ("60", "60km/h", 1), ("1000", "1,000", 1), ("\\frac{24}{7}", "3.429", 1), ("3.43", "3.429", 0),
-    ("3.4286", "3.429", 1), ("3.4", "3.429", 0), ("2.83", "2.828", 0), ("43.86°", "43.9", 1), ("0.666667", "2/3", 1),
-    ("0.667", "2/3", 0), ("0.67", "\\frac{2}{3}", 0), ("\\emptyset", "∅", 1), ("no solution", "no solution", 1),
-    ("(2, 3), (4, 5)", "(4,5),(2,3)", 1), ("A(2,3)", "(2,3)", 1), ("P = (2,3)", "(2,3)", 1), ("P(2, 3)", "(2,3)", 1),
-    ("(2.0, 3.0)", "(2,3)", 1), ("(2,3)", "(3,2)", 0),
+    ("\\frac{\\pi}{6}", "π/6", 1),
+    ("30 cm^2", "30cm²", 1),
+    ("30 cm^2", "30 cm", 1),
+    ("30 square centimeters", "30\\mathrm{cm}^2", 1),
+    ("5 and 3", "3, 5", 1),
+    ("x = 3 or x = -2", "3,-2", 1),
+    ("x=3 or x=-2", "x=-2 or x=3", 1),
+    ("\\{1,2\\}", "{2,1}", 1),
+    ("[0, 5)", "(0,5)", 0),
+    ("0 \\leq x < 5", "[0,5)", 1),
+    ("x \\geq 3", "[3,\\infty)", 1),
+    ("(-\\infty, 3) \\cup (5, \\infty)", "(-∞,3)∪(5,∞)", 1),
+    ("y = 2x + 3", "y=2x+3", 1),
+    ("2x + 3", "y=2x+3", 1),
+    ("y=3x+2", "y=2x+3", 0),
+    ("y = \\frac{3}{4}x - \\frac{9}{2}", "$y+3=\\frac{3}{4}(x-2)$", 1),
+    ("(x-2)^2+(y+1)^2=9", "(x-2)^2 + (y+1)^2 = 9", 1),
+    ("x^2+y^2-4x+2y-4=0", "(x-2)^2 + (y+1)^2 = 9", 1),
+    ("(x-2)^2+(y+1)^2=3", "(x-2)^2 + (y+1)^2 = 9", 0),
+    ("12.6", "4π", 0),
+    ("12.57", "4π", 0),
+    ("12.566370614", "4π", 1),
+    ("4\\pi \\approx 12.57", "4π", 1),
+    ("approximately 12.57", "12.57", 1),
+    ("≈ 12.57", "12.57", 1),
+    ("about 12.57 cm", "12.57cm", 1),
+    ("1:2", "\\frac{1}{2}", 1),
+    ("1/2", "1:2", 1),
+    ("2:1", "1:2", 0),
+    ("3:4:5", "3:4:5", 1),
+    ("25%", "0.25", 0),
+    ("25%", "25", 1),
+    ("25", "25%", 1),
+    ("$25", "25", 1),
+    ("25 dollars", "$25$", 1),
+    ("2.5 \\times 10^{3}", "2500", 1),
+    ("2.5e3", "2500", 1),
+    ("2.5 x 10^3", "2500", 1),
+    ("1\\frac{1}{2}", "1.5", 1),
+    ("1 1/2", "\\frac{3}{2}", 1),
+    ("3\\frac{1}{2}", "\\frac{3}{2}", 0),
+    ("\\frac{3\\sqrt{2}}{2}", "\\frac{3}{\\sqrt{2}}", 1),
+    ("-\\frac12", "-1/2", 1),
+    ("\\frac 12", "1/2", 1),
+    ("\\tfrac{1}{2}", "1/2", 1),
+    ("45^\\circ", "\\frac{\\pi}{4}", 0),
+    ("N 45° E", "N45°E", 1),
+    ("315°", "315^\\circ T", 1),
+    ("049°T", "49", 1),
+    ("even", "odd", 0),
+    ("Yes", "Yes", 1),
+    ("yes.", "Yes", 1),
+    ("No", "Yes", 0),
+    ("f(x) = -3|x-3| + 3", "f(x)=-3|x-3|+3", 1),
+    ("-3|x-3|+3", "f(x)=-3|x-3|+3", 1),
+    ("6 children", "6", 1),
+    ("6 million", "6", 0),
+    ("6 dozen", "6", 0),
+    ("6x", "6", 0),
+    ("6 or 7", "6", 0),
+    ("6, 7", "6", 0),
+    ("between 6 and 7", "6", 0),
+    ("at least 6", "6", 0),
+    ("not 6", "6", 0),
+    ("more than 6", "6", 0),
+    ("the area is 6 square meters and the perimeter is 10", "6", 0),
+    ("The area is 36π square units.", "36\\pi", 1),
+    ("Therefore, the area of the circle is 36\\pi.", "36π", 1),
+    ("\\text{The answer is } 6", "6", 1),
+    ("$\\angle A = 60^\\circ$", "60°", 1),
+    ("∠A = 60°", "60", 1),
+    ("m∠A = 60°", "60", 1),
+    ("x = 60", "y = 60", 0),
+    ("AB = 5", "5", 1),
+    ("AB = 5 cm", "5cm", 1),
+    ("S = 25", "25", 1),
+    ("S_{ABC} = 25", "25", 1),
+    ("2x = 10", "5", 0),
+    ("x = 10/2 = 5", "5", 1),
+    ("5 = x", "5", 1),
+    ("10√3", "10\\sqrt{3}", 1),
+    ("10 √3", "10\\sqrt{3}", 1),
+    ("10*sqrt(3)", "10\\sqrt{3}", 1),
+    ("10 * √3", "10√{3}", 1),
+    ("10\\sqrt3", "10√{3}", 1),
+    ("17.32", "10√{3}", 0),
+    ("17.3205081", "10√{3}", 1),
+    ("\\sqrt[3]{8}", "2", 1),
+    ("2^{3}", "8", 1),
+    ("2^10", "1024", 1),
+    ("e^{2}", "e^2", 1),
+    ("\\ln 2", "ln(2)", 1),
+    ("\\log_{2} 8", "3", 1),
+    ("i", "i", 1),
+    ("3+4i", "4i+3", 1),
+    ("0", "0°", 1),
+    ("00", "0", 1),
+    ("-0", "0", 1),
+    ("+5", "5", 1),
+    ("5.", "5", 1),
+    ("5,0", "5", 0),
+    ("5;", "5", 1),
+    ("5 .", "5", 1),
+    ("“5”", "5", 1),
+    ("{5}", "5", 1),
+    ("(5)", "5", 1),
+    ("\\boxed{5}", "5", 1),
+    ("\\boxed{5} \\text{cm}", "5cm", 1),
+    ("**5**", "5", 1),
+    ("*5*", "5", 1),
+    ("`5`", "5", 1),
+    ("5\n", "5", 1),
+    ("5\\\\", "5", 1),
+    ("=5", "5", 1),
+    ("= 5", "5", 1),
+    ("a+b", "b+a", 1),
+    ("ab", "ba", 1),
+    ("a/b", "\\frac{a}{b}", 1),
+    ("90° - α", "90^\\circ-\\alpha", 1),
+    ("90-\\frac{1}{2}α", "90° - α/2", 1),
+    ("60 km/h", "60 km / h", 1),
+    ("60", "60km/h", 1),
+    ("1000", "1,000", 1),
+    ("\\frac{24}{7}", "3.429", 1),
+    ("3.43", "3.429", 0),
+    ("3.4286", "3.429", 1),
+    ("3.4", "3.429", 0),
+    ("2.83", "2.828", 0),
+    ("43.86°", "43.9", 1),
+    ("0.666667", "2/3", 1),
+    ("0.667", "2/3", 0),
+    ("0.67", "\\frac{2}{3}", 0),
+    ("\\emptyset", "∅", 1),
+    ("no solution", "no solution", 1),
+    ("(2, 3), (4, 5)", "(4,5),(2,3)", 1),
+    ("A(2,3)", "(2,3)", 1),
+    ("P = (2,3)", "(2,3)", 1),
+    ("P(2, 3)", "(2,3)", 1),
+    ("(2.0, 3.0)", "(2,3)", 1),
+    ("(2,3)", "(3,2)", 0),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", 1),
-    ("\\frac{4}{5}\\pi", "\\frac{4\\pi}{5}", 1), ("4/5 π", "\\frac{4π}{5}", 1), ("4π/5", "\\frac{4π}{5}", 1),
-    ("\\pi r^2", "πr²", 1), ("24/5", "4.8", 1), ("24", "2.4", 0), ("13 cm", "12 cm", 0), ("8 - 4\\pi", "8", 0), ("3 = 4", "3", 0),
-    ("3 ≈ 4", "3", 0), ("4 ≈ 3", "3", 0), ("3 = 3", "3", 1), ("1 = 2 = 3", "3", 1), ("1 = 2 = 3", "1", 0),
+    ("\\frac{4}{5}\\pi", "\\frac{4\\pi}{5}", 1),
+    ("4/5 π", "\\frac{4π}{5}", 1),
+    ("4π/5", "\\frac{4π}{5}", 1),
+    ("\\pi r^2", "πr²", 1),
+    ("24/5", "4.8", 1),
+    ("24", "2.4", 0),
+    ("13 cm", "12 cm", 0),
+    ("8 - 4\\pi", "8", 0),
+    ("3 = 4", "3", 0),
+    ("3 ≈ 4", "3", 0),
+    ("4 ≈ 3", "3", 0),
+    ("3 = 3", "3", 1),
+    ("1 = 2 = 3", "3", 1),
+    ("1 = 2 = 3", "1", 0),
 ]
 
 
@@ -396,37 +805,67 @@ def test_math_spellings(answer, solution, want):
     assert grading.same_math(answer, solution) is bool(want)
 
 
-@pytest.mark.parametrize("answer, solution, want", [
-    ("4π\nor approximately 12.57 units if you want a numerical approximation.", "4πcm", 1), ("4π or about 13.9", "4π", 0),
-    ("\\(\\frac{4}{5}\\)\nor\n\\(0.8\\)", "\\frac{4}{5}", 1), ("EC is equal to 2.0.", "2", 1), ("0.10\nB", "0.10", 1),
-    ("The length of line segment NC is 3.5.", "3.5", 1),
-    ("\\[ r = \\frac{44}{2\\pi} \\approx \\frac{44}{6.283} \\approx 7.00 \\]", "$$r=7.00$$", 1),
-    ("10.0 * tan(60.0) ≈ 10.0 * 2.2460 ≈ 22.7 meters", "10√{3}", 0),
-    ("(-∞, 1] and [0, ∞)", "domain: (-\\infty, 1] and range: [0, \\infty)", 1),
-    ("(-∞, 1) and [0, ∞)", "domain: (-\\infty, 1] and range: [0, \\infty)", 0), ("(20, 10)", "Center $=(20,10)$", 1), ("35°", "35掳", 1),
-    ("9\\pi", "Area $=9 \\pi \\mathrm{cm}^{2}$", 1),
-    ("33.51 cubic centimeters", "Volume $=33.51 \\mathrm{~cm}^{3}$", 1), ("16π", "16π平方米", 1),
-    ("24.32amu", "24.32", 1), ("50 V", "50", 1), ("3X", "3", 0), ("The value cannot be determined.", "40°", 0), ("10", "$10km / h$", 1),
-])
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
+        ("4π\nor approximately 12.57 units if you want a numerical approximation.", "4πcm", 1),
+        ("4π or about 13.9", "4π", 0),
+        ("\\(\\frac{4}{5}\\)\nor\n\\(0.8\\)", "\\frac{4}{5}", 1),
+        ("EC is equal to 2.0.", "2", 1),
+        ("0.10\nB", "0.10", 1),
+        ("The length of line segment NC is 3.5.", "3.5", 1),
+        ("\\[ r = \\frac{44}{2\\pi} \\approx \\frac{44}{6.283} \\approx 7.00 \\]", "$$r=7.00$$", 1),
+        ("10.0 * tan(60.0) ≈ 10.0 * 2.2460 ≈ 22.7 meters", "10√{3}", 0),
+        ("(-∞, 1] and [0, ∞)", "domain: (-\\infty, 1] and range: [0, \\infty)", 1),
+        ("(-∞, 1) and [0, ∞)", "domain: (-\\infty, 1] and range: [0, \\infty)", 0),
+        ("(20, 10)", "Center $=(20,10)$", 1),
+        ("35°", "35掳", 1),
+        ("9\\pi", "Area $=9 \\pi \\mathrm{cm}^{2}$", 1),
+        ("33.51 cubic centimeters", "Volume $=33.51 \\mathrm{~cm}^{3}$", 1),
+        ("16π", "16π平方米", 1),
+        ("24.32amu", "24.32", 1),
+        ("50 V", "50", 1),
+        ("3X", "3", 0),
+        ("The value cannot be determined.", "40°", 0),
+        ("10", "$10km / h$", 1),
+    ],
+)
 def test_sentences_labels_units(answer, solution, want):
     assert grading.same_math(answer, solution) is bool(want)
 
 
 def test_a_list_of_accepted_answers():
     accepted = row("['24/7', '3.429']", "math")
-    assert [accuracy_reward(f"<answer>{a}</answer>", accepted) for a in ("\\frac{24}{7}", "3.429", "3")] == [1, 1, 0]
+    assert [accuracy_reward(f"<answer>{a}</answer>", accepted) for a in ("\\frac{24}{7}", "3.429", "3")] == [
+        1,
+        1,
+        0,
+    ]
 
 
 # --- boxes ---
 
 
-@pytest.mark.parametrize("text, want", [
-    ("[1, 2, 3, 4]", [1, 2, 3, 4]), ('{"bbox_2d": [1, 2.5, 3, 4], "label": "cat"}', [1, 2.5, 3, 4]), ("1, 2, 3, 4", [1, 2, 3, 4]),
-    ('```json\n[{"bbox_2d": [1, 2, 3, 4]}]\n```', [1, 2, 3, 4]), ("(1,2),(3,4)", [1, 2, 3, 4]), ("the box is [1, 2, 3, 4].", [1, 2, 3, 4]),
-    ("<|box_start|>(1,2),(3,4)<|box_end|>", [1, 2, 3, 4]), ("[[1, 2, 3, 4], [1, 2, 3, 4]]", [1, 2, 3, 4]),
-    ("[[1, 2, 3, 4], [1, 2, 3, 5]]", None), ("[1, 2, 3]", None), ("", None), ("[NaN, 2, 3, 4]", None), ("[true, 2, 3, 4]", None),
-    ("__import__('os').system('true')", None), ("[" * 5000, None),
-])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("[1, 2, 3, 4]", [1, 2, 3, 4]),
+        ('{"bbox_2d": [1, 2.5, 3, 4], "label": "cat"}', [1, 2.5, 3, 4]),
+        ("1, 2, 3, 4", [1, 2, 3, 4]),
+        ('```json\n[{"bbox_2d": [1, 2, 3, 4]}]\n```', [1, 2, 3, 4]),
+        ("(1,2),(3,4)", [1, 2, 3, 4]),
+        ("the box is [1, 2, 3, 4].", [1, 2, 3, 4]),
+        ("<|box_start|>(1,2),(3,4)<|box_end|>", [1, 2, 3, 4]),
+        ("[[1, 2, 3, 4], [1, 2, 3, 4]]", [1, 2, 3, 4]),
+        ("[[1, 2, 3, 4], [1, 2, 3, 5]]", None),
+        ("[1, 2, 3]", None),
+        ("", None),
+        ("[NaN, 2, 3, 4]", None),
+        ("[true, 2, 3, 4]", None),
+        ("__import__('os').system('true')", None),
+        ("[" * 5000, None),
+    ],
+)
 def test_read_box(text, want):
     assert grading.read_box(text) == want
 
@@ -436,7 +875,10 @@ def test_iou_equals_torchvision_on_random_boxes():
     from torchvision.ops import box_iou
 
     corners = torch.rand(2, 10_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100
-    low, high = torch.minimum(corners[..., :2], corners[..., 2:]), torch.maximum(corners[..., :2], corners[..., 2:])
+    low, high = (
+        torch.minimum(corners[..., :2], corners[..., 2:]),
+        torch.maximum(corners[..., :2], corners[..., 2:]),
+    )
     a, b = torch.cat([low, high], -1)
     reference = [box_iou(a[i : i + 100], b[i : i + 100]).diagonal() for i in range(0, 10_000, 100)]
     ours = [grading.iou(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
@@ -450,16 +892,28 @@ def test_iou_by_hand():
 
 def test_boxes_are_rescaled_from_the_policys_frame():
     truth = row("[64, 48, 320, 240]", "grounding") | {"image_size": (640, 480)}
-    assert accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)}) == 1  # Qwen2-VL
-    assert accuracy_reward("<answer>[32, 24, 160, 120]</answer>", truth | {"box_frame": (320, 240)}) == 1  # resized to half
-    assert accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth) == 0  # no frame known: pixels of the image
-    assert rewards.iou_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)}) == 1.0
+    assert (
+        accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)}) == 1
+    )  # Qwen2-VL
+    assert (
+        accuracy_reward("<answer>[32, 24, 160, 120]</answer>", truth | {"box_frame": (320, 240)}) == 1
+    )  # resized to half
+    assert (
+        accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth) == 0
+    )  # no frame known: pixels of the image
+    assert (
+        rewards.iou_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)})
+        == 1.0
+    )
 
 
 def test_format_of_grounding_asks_for_json_with_a_box():
     good = '<think>left</think> <answer>```json\n{"bbox_2d": [1, 2, 3, 4]}\n```</answer>'
     box = row("[1, 2, 3, 4]", "grounding")
-    assert [format_reward(text, box) for text in (good, "<think>x</think><answer>[10, 10, 100, 100]</answer>", good[20:])] == [1, 0, 0]
+    assert [
+        format_reward(text, box)
+        for text in (good, "<think>x</think><answer>[10, 10, 100, 100]</answer>", good[20:])
+    ] == [1, 0, 0]
 
 
 # --- the other reward parts, by hand from their papers' formulas ---
@@ -478,20 +932,35 @@ def test_cosine_rewards_by_hand():
 
 
 def test_repetition_steps_fuzzy_by_hand():
-    assert rewards.repetition_reward("a b c a b c", {}) == pytest.approx(3 / 4 - 1)  # trigrams abc bca cab abc: 3 of 4 distinct
+    assert rewards.repetition_reward("a b c a b c", {}) == pytest.approx(
+        3 / 4 - 1
+    )  # trigrams abc bca cab abc: 3 of 4 distinct
     assert [rewards.repetition_reward(text, {}) for text in ("a b c d e", "", "一")] == [0.0, 0.0, 0.0]
     assert rewards.reasoning_steps_reward("Step 1: x\nStep 2: y", {}) == pytest.approx(2 / 3)
     assert rewards.reasoning_steps_reward("First, a. Second, b. Next, c. Finally, d.", {}) == 1.0
-    fuzzy = [rewards.fuzzy_reward(f"<answer>{a}</answer>", row("red cubes", "text")) for a in ("red cubes", "red cube", "blue ball")]
-    assert fuzzy == [1.0, 0.1, 0.0] and rewards.fuzzy_reward("<answer>13 cm</answer>", row("12 cm", "math")) == 0.0
-    assert rewards.likeness("kitten", "sitting") == pytest.approx(8 / 13)  # the longest common subsequence is "ittn"
+    fuzzy = [
+        rewards.fuzzy_reward(f"<answer>{a}</answer>", row("red cubes", "text"))
+        for a in ("red cubes", "red cube", "blue ball")
+    ]
+    assert (
+        fuzzy == [1.0, 0.1, 0.0]
+        and rewards.fuzzy_reward("<answer>13 cm</answer>", row("12 cm", "math")) == 0.0
+    )
+    assert rewards.likeness("kitten", "sitting") == pytest.approx(
+        8 / 13
+    )  # the longest common subsequence is "ittn"
 
 
 def test_a_row_may_choose_its_parts_and_a_group_is_scored_together():
     texts = ["<think>a</think><answer>3</answer>", "<answer>4</answer>"]
-    parts = rewards.score_group(texts, row("3", "count") | {"reward_func": "accuracy, length"}, ("accuracy", "format"), [10, 20], 50)
+    parts = rewards.score_group(
+        texts, row("3", "count") | {"reward_func": "accuracy, length"}, ("accuracy", "format"), [10, 20], 50
+    )
     assert parts == [{"accuracy": 1.0, "length": 0.5}, {"accuracy": 0.0, "length": -0.5}]
-    assert set(rewards.score_group(texts, row("3", "count") | {"reward_func": "default"})[0]) == {"accuracy", "format"}
+    assert set(rewards.score_group(texts, row("3", "count") | {"reward_func": "default"})[0]) == {
+        "accuracy",
+        "format",
+    }
 
 
 def test_a_users_own_function(tmp_path, monkeypatch):
@@ -514,19 +983,28 @@ def test_environment_variables_of_the_seeds(monkeypatch, tmp_path):
     rewards.debug_log(["one", "two"], [row("3", "count")] * 2, [1.0, 0.0])
     rewards.debug_log(["three"], [row("3", "count")], [0.5], rank=1)
     text = (tmp_path / "log.txt").read_text()
-    assert "content: one" in text and "content: two" in text and "reward: 1.0" in text and "solution: 3" in text
+    assert (
+        "content: one" in text and "content: two" in text and "reward: 1.0" in text and "solution: 3" in text
+    )
     assert "three" in (tmp_path / "log.txt.rank1").read_text()
 
 
 def test_the_pool_gives_the_same_parts_and_survives_hard_answers():
-    groups = [["<answer>\\sqrt{12}</answer>", "<answer>2</answer>"], ["<answer>9^{9^9}</answer>", "<answer>B</answer>"]]
+    groups = [
+        ["<answer>\\sqrt{12}</answer>", "<answer>2</answer>"],
+        ["<answer>9^{9^9}</answer>", "<answer>B</answer>"],
+    ]
     rows = [row("2√{3}", "math"), row("B", "choice") | {"images": [object()]}]
     alone, pool = rewards.Scorer(0), rewards.Scorer(2)
     try:
-        assert pool.score(groups, rows) == alone.score(groups, rows) == [
-            [{"accuracy": 1.0, "format": 0.0}, {"accuracy": 0.0, "format": 0.0}],
-            [{"accuracy": 0.0, "format": 0.0}, {"accuracy": 1.0, "format": 0.0}],
-        ]
+        assert (
+            pool.score(groups, rows)
+            == alone.score(groups, rows)
+            == [
+                [{"accuracy": 1.0, "format": 0.0}, {"accuracy": 0.0, "format": 0.0}],
+                [{"accuracy": 0.0, "format": 0.0}, {"accuracy": 1.0, "format": 0.0}],
+            ]
+        )
     finally:
         pool.close()
 
@@ -556,24 +1034,56 @@ REGRADE = Path(ROOT).parent / "shared" / "regrade"
 
 
 @pytest.mark.skipif(not REGRADE.is_dir(), reason="the graded outputs are not here")
-@pytest.mark.parametrize("name, least", [("superclevr_200", 0.99), ("superclevr_5k", 0.99), ("geoqa", 0.97), ("mathverse", 0.96),
-                                         ("mathvision", 0.96), ("mmmu", 0.96)])
+@pytest.mark.parametrize(
+    "name, least",
+    [
+        ("superclevr_200", 0.99),
+        ("superclevr_5k", 0.99),
+        ("geoqa", 0.97),
+        ("mathverse", 0.96),
+        ("mathvision", 0.96),
+        ("mmmu", 0.96),
+    ],
+)
 def test_agreement_with_careful_verdicts(name, least):
     rows = [json.loads(line) for line in (REGRADE / f"{name}.dev.jsonl").read_text().splitlines()]
-    ours = [score(r["output"], row(r["ground_truth"], r["task"]) | {"problem": r["question"]}, strict=False)["accuracy"] for r in rows]
+    ours = [
+        score(r["output"], row(r["ground_truth"], r["task"]) | {"problem": r["question"]}, strict=False)[
+            "accuracy"
+        ]
+        for r in rows
+    ]
     assert sum(bool(x) == r["gold"] for x, r in zip(ours, rows, strict=True)) >= least * len(rows)
     assert sum(x and not r["gold"] for x, r in zip(ours, rows, strict=True)) <= 0.015 * len(rows)
 
 
 # --- any text at all ---
 
-MORE = ["\\approx", "\\leq", "\\infty", "\\pm", "[", "]", ":", "∪", "and ", "is ", "(A) ", "B. ", "10^", "1/2"]
+MORE = [
+    "\\approx",
+    "\\leq",
+    "\\infty",
+    "\\pm",
+    "[",
+    "]",
+    ":",
+    "∪",
+    "and ",
+    "is ",
+    "(A) ",
+    "B. ",
+    "10^",
+    "1/2",
+]
 LATEX = st.lists(st.sampled_from(PIECES + MORE), max_size=30).map("".join)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(LATEX, st.text(max_size=200), st.text(max_size=20).map(lambda t: t * 5000)), st.one_of(LATEX, st.text(max_size=40)),
-       st.sampled_from(sorted(grading.VERIFIERS)))  # fmt: skip
+@given(
+    st.one_of(LATEX, st.text(max_size=200), st.text(max_size=20).map(lambda t: t * 5000)),
+    st.one_of(LATEX, st.text(max_size=40)),
+    st.sampled_from(sorted(grading.VERIFIERS)),
+)
 def test_any_text_is_scored_quickly_and_twice_the_same(text, solution, task):
     given_row = row(solution or "3", task) | {"problem": solution}
     names = ("accuracy", "format", "iou", "fuzzy", "reasoning_steps", "repetition")

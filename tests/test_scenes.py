@@ -1,4 +1,5 @@
 """Tests of scenes.py against things outside it: the CoGenT table, CLEVR's coordinates, slow brute-force answers."""
+
 import json
 import sys
 from collections import Counter
@@ -8,19 +9,44 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import scenes
-from scenes import ask, describe_scene, described_objects, draw_scene, execute, full_description, sample_scene
+from tasks import scenes
+from tasks.scenes import (
+    ask,
+    describe_scene,
+    described_objects,
+    draw_scene,
+    execute,
+    full_description,
+    sample_scene,
+)
 
 SPLITS, LAYOUTS = ("clevr", "cogent_b", "superclevr"), ("free", "grid")
-ONE, TWO = {"gray", "blue", "brown", "yellow"}, {"red", "green", "purple", "cyan"}  # the CLEVR paper on CoGenT
-WORDS = {"large": "large", "big": "large", "small": "small", "tiny": "small", "metal": "metal", "metallic": "metal",
-         "shiny": "metal", "rubber": "rubber", "matte": "rubber", "block": "cube", "ball": "sphere"}
+ONE, TWO = (
+    {"gray", "blue", "brown", "yellow"},
+    {"red", "green", "purple", "cyan"},
+)  # the CLEVR paper on CoGenT
+WORDS = {
+    "large": "large",
+    "big": "large",
+    "small": "small",
+    "tiny": "small",
+    "metal": "metal",
+    "metallic": "metal",
+    "shiny": "metal",
+    "rubber": "rubber",
+    "matte": "rubber",
+    "block": "cube",
+    "ball": "sphere",
+}
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_arguments_same_bytes(split, layout):
-    one, two = sample_scene(5, split, layout), sample_scene(np.int64(5), split, layout, np.int32(3), np.int32(10))
+    one, two = (
+        sample_scene(5, split, layout),
+        sample_scene(np.int64(5), split, layout, np.int32(3), np.int32(10)),
+    )
     assert one == two == json.loads(json.dumps(one))
     assert one != sample_scene(6, split, layout)
     first = draw_scene(one)
@@ -31,7 +57,11 @@ def test_same_arguments_same_bytes(split, layout):
 
 
 def test_default_and_given_sizes():
-    sizes = {(s, y): (sample_scene(0, s, y)["width"], sample_scene(0, s, y)["height"]) for s in SPLITS for y in LAYOUTS}
+    sizes = {
+        (s, y): (sample_scene(0, s, y)["width"], sample_scene(0, s, y)["height"])
+        for s in SPLITS
+        for y in LAYOUTS
+    }
     assert sizes["clevr", "free"] == (480, 320) and sizes["superclevr", "free"] == (640, 480)
     assert sizes["clevr", "grid"] == (112, 112) and sizes["superclevr", "grid"] == (140, 112)
     assert draw_scene(sample_scene(0, layout="grid", size=(224, 168))).size == (224, 168)
@@ -58,14 +88,20 @@ def test_every_count_occurs(layout, scenes_):
     counts = Counter(len(sample_scene(s, layout=layout)["objects"]) for s in range(scenes_))
     assert set(counts) == set(range(3, 11))
     assert min(counts.values()) > scenes_ / 8 / 3  # about uniform
-    assert {len(sample_scene(s, layout=layout, min_objects=1, max_objects=2)["objects"]) for s in range(20)} == {1, 2}
+    assert {
+        len(sample_scene(s, layout=layout, min_objects=1, max_objects=2)["objects"]) for s in range(20)
+    } == {1, 2}
 
 
 def test_camera_matches_published_coordinates():
     # 3d_coords and pixel_coords of objects in pictures that CLEVR's generator made, 320x240 (it moves its camera by
     # up to half a unit along each axis, so only about the same numbers can come out)
-    known = [((-2.6735, 2.7591, 0.7), (169, 58, 13.69)), ((-0.9653, -0.8989, 0.7), (116, 97, 10.45)),
-             ((0.4035, -1.7835, 0.7), (122, 125, 9.41)), ((-0.0212, 2.7837, 0.35), (220, 86, 12.27))]
+    known = [
+        ((-2.6735, 2.7591, 0.7), (169, 58, 13.69)),
+        ((-0.9653, -0.8989, 0.7), (116, 97, 10.45)),
+        ((0.4035, -1.7835, 0.7), (122, 125, 9.41)),
+        ((-0.0212, 2.7837, 0.35), (220, 86, 12.27)),
+    ]
     for (x, y, z), (px, py, depth) in known:
         a, b, d = scenes._project(*scenes._ground(x, y), z, 320, 240)
         assert abs(a - px) <= 8 and abs(b - py) <= 8 and abs(d - depth) < 0.87
@@ -85,8 +121,10 @@ def test_free_objects_keep_their_distance():
 def test_grid_cells_and_reading_order(split):
     for seed in range(100):
         scene = sample_scene(seed, split, "grid", max_objects=16)
-        cells = [(int(o["pixel_coords"][1] / scene["height"] * 4), int(o["pixel_coords"][0] / scene["width"] * 4))
-                 for o in scenes.reading_order(scene)]
+        cells = [
+            (int(o["pixel_coords"][1] / scene["height"] * 4), int(o["pixel_coords"][0] / scene["width"] * 4))
+            for o in scenes.reading_order(scene)
+        ]
         assert len(set(cells)) == len(cells) and cells == sorted(cells)
         assert all(0 <= r < 4 and 0 <= c < 4 for r, c in cells)
 
@@ -97,24 +135,34 @@ def test_relations_agree_with_coordinates():
         for name in ("left", "right", "front", "behind"):
             axis = np.array(scene["directions"][name])
             for i, a in enumerate(scene["objects"]):
-                slow = [j for j, b in enumerate(scene["objects"])
-                        if (np.subtract(b["3d_coords"], a["3d_coords"]) * axis).sum() > 0.2]
+                slow = [
+                    j
+                    for j, b in enumerate(scene["objects"])
+                    if (np.subtract(b["3d_coords"], a["3d_coords"]) * axis).sum() > 0.2
+                ]
                 assert slow == scene["relationships"][name][i]
     # In the picture, an object clearly to the right of another in a grid is further to the right in pixels
     scene = sample_scene(1, layout="grid")
     for i, right_ones in enumerate(scene["relationships"]["right"]):
-        assert all(scene["objects"][j]["pixel_coords"][0] > scene["objects"][i]["pixel_coords"][0] for j in right_ones)
+        assert all(
+            scene["objects"][j]["pixel_coords"][0] > scene["objects"][i]["pixel_coords"][0]
+            for j in right_ones
+        )
 
 
-@pytest.mark.parametrize(("split", "layout", "number"), [
-    ("clevr", "free", 30), ("superclevr", "free", 1), ("clevr", "grid", 60), ("superclevr", "grid", 10)])
+@pytest.mark.parametrize(
+    ("split", "layout", "number"),
+    [("clevr", "free", 30), ("superclevr", "free", 1), ("clevr", "grid", 60), ("superclevr", "grid", 10)],
+)
 def test_every_object_can_be_seen(split, layout, number):
     threshold = {"free": 150, "grid": 25}[layout]
     for seed in range(number):
         scene = sample_scene(seed, split, layout)
         full = np.asarray(draw_scene(scene)).astype(int)
         for i in range(len(scene["objects"])):
-            others = [dict(o) for o in scene["objects"]]  # recoloured and not removed: its shadow must not count
+            others = [
+                dict(o) for o in scene["objects"]
+            ]  # recoloured and not removed: its shadow must not count
             others[i]["color"] = "yellow" if others[i]["color"] != "yellow" else "blue"
             changed = np.abs(full - np.asarray(draw_scene({**scene, "objects": others}))).max(-1) > 4
             assert changed.sum() >= threshold, (seed, scene["objects"][i])
@@ -122,8 +170,15 @@ def test_every_object_can_be_seen(split, layout, number):
 
 def test_colour_of_the_picture_is_the_colour_of_the_object():
     for name, rgb in scenes.COLORS.items():
-        look = {"color": name, "shape": "sphere", "size": "large", "material": "rubber", "rotation": 0.0,
-                "3d_coords": [0, 0, 0.7], "pixel_coords": [56, 56, 11]}
+        look = {
+            "color": name,
+            "shape": "sphere",
+            "size": "large",
+            "material": "rubber",
+            "rotation": 0.0,
+            "3d_coords": [0, 0, 0.7],
+            "pixel_coords": [56, 56, 11],
+        }
         scene = {**sample_scene(0, layout="grid"), "objects": [look]}
         middle = np.asarray(draw_scene(scene))[52:58, 52:58].mean((0, 1))
         assert np.corrcoef(middle, rgb)[0, 1] > 0.9 if name != "gray" else np.ptp(middle) < 8
@@ -133,14 +188,18 @@ def test_descriptions():
     for seed in range(60):
         scene = sample_scene(seed, layout=LAYOUTS[seed % 2])
         large = [o for o in scenes.reading_order(scene) if o["size"] == "large"]
-        assert describe_scene(scene).split(", ") == [f"{o['color']} {o['shape']}" for o in scenes.reading_order(scene)]
+        assert describe_scene(scene).split(", ") == [
+            f"{o['color']} {o['shape']}" for o in scenes.reading_order(scene)
+        ]
         assert described_objects(scene, miss=1.0) == (large or scenes.reading_order(scene)[:1])
         assert described_objects(scene, 0.3) == described_objects(scene, 0.3)
         assert len(describe_scene(scene, 0.3).split(", ")) == len(described_objects(scene, 0.3))
         assert len(full_description(scene).splitlines()) == len(scene["objects"]) + 1
     scene = sample_scene(0, layout="grid")
     assert len({len(described_objects(scene, 0.5, seed)) for seed in range(30)}) > 1
-    assert all(len(phrase.split()) == 4 for phrase in describe_scene(scene, words=scenes.ATTRIBUTES).split(", "))
+    assert all(
+        len(phrase.split()) == 4 for phrase in describe_scene(scene, words=scenes.ATTRIBUTES).split(", ")
+    )
 
 
 def test_share_of_missed_objects():
@@ -152,10 +211,13 @@ def test_share_of_missed_objects():
 
 # Answers, found again from the QUESTION'S WORDS alone (no program): an independent, slow reading of the English
 
+
 def matching(phrase: str, objects: list[dict]) -> list[dict]:
     known = {*scenes.COLORS, *scenes.OOD_COLORS, *scenes.MODELS, *WORDS.values(), "thing", "object"}
     for word in phrase.split():
-        forms = [WORDS.get(w, w) for w in (word, word.removesuffix("s"), word.removesuffix("es"))]  # undo the plural
+        forms = [
+            WORDS.get(w, w) for w in (word, word.removesuffix("s"), word.removesuffix("es"))
+        ]  # undo the plural
         value = next(w for w in forms if w in known)
         if value not in ("thing", "object"):
             objects = [o for o in objects if value in (o["color"], o["shape"], o["size"], o["material"])]
@@ -195,13 +257,21 @@ def slow_answer(question: str, scene: dict, family: str) -> str:
             x = x.removesuffix(" is")
         return yes[one(x, objects)[attribute] == one(y, objects)[attribute]]
     if family in ("query", "query_color"):
-        for start, end, attribute in [("how big is the ", "", "size"), ("what is the color of the ", "", "color"),
-                                      ("what is the shape of the ", "", "shape"),
-                                      ("what is the ", " made of", "material"),
-                                      *((f"what {a} is the ", "", a) for a in scenes.ATTRIBUTES)]:
+        for start, end, attribute in [
+            ("how big is the ", "", "size"),
+            ("what is the color of the ", "", "color"),
+            ("what is the shape of the ", "", "shape"),
+            ("what is the ", " made of", "material"),
+            *((f"what {a} is the ", "", a) for a in scenes.ATTRIBUTES),
+        ]:
             if q.startswith(start) and q.endswith(end):
                 return one(q.removeprefix(start).removesuffix(end), objects)[attribute]
-    for words, name in (("left of", "left"), ("right of", "right"), ("in front of", "front"), ("behind", "behind")):
+    for words, name in (
+        ("left of", "left"),
+        ("right of", "right"),
+        ("in front of", "front"),
+        ("behind", "behind"),
+    ):
         x, found, y = q.removeprefix("how many ").partition(f" are {words} the ")
         if found:
             axis, here = np.array(scene["directions"][name]), one(y, objects)["3d_coords"]
@@ -248,11 +318,19 @@ def test_wording_of_count_all():
 
 
 def test_impossible_questions_are_refused():
-    twins = [dict(o, color="red", shape="cube", size="large", material="metal") for o in sample_scene(0)["objects"][:2]]
+    twins = [
+        dict(o, color="red", shape="cube", size="large", material="metal")
+        for o in sample_scene(0)["objects"][:2]
+    ]
     scene = {**sample_scene(0), "objects": twins, "relationships": scenes._relationships(twins)}
     for family in ("query", "compare_attribute", "count_relation"):
         with pytest.raises(ValueError, match="cannot be asked"):
             ask(scene, 0, family)
     with pytest.raises(ValueError, match="not unique"):
-        execute([{"type": "scene", "inputs": [], "value_inputs": []},
-                 {"type": "unique", "inputs": [0], "value_inputs": []}], scene)
+        execute(
+            [
+                {"type": "scene", "inputs": [], "value_inputs": []},
+                {"type": "unique", "inputs": [0], "value_inputs": []},
+            ],
+            scene,
+        )

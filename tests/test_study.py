@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 import data
-import scenes
-import study
+from experiments import study
+from tasks import scenes
 
 A, B = [96.0, 94.4, 97.2], [88.0, 95.0, 91.4]
 
@@ -27,11 +27,28 @@ def test_lists_are_compared_with_the_scene():
     source = "scenes:clevr?rows=9&seed=7&first=40&layout=grid&objects=3-8"
     results, shares = [], []
     for index in range(4):
-        objects = [f"{o['color']} {o['shape']}" for o in data.load_rows(source).records.scene(index)["objects"]]
-        assert objects == [f"{o['color']} {o['shape']}" for o in scenes.sample_scene(7_000_040 + index, "clevr", "grid", 3, 8)["objects"]]
+        objects = [
+            f"{o['color']} {o['shape']}" for o in data.load_rows(source).records.scene(index)["objects"]
+        ]
+        assert objects == [
+            f"{o['color']} {o['shape']}"
+            for o in scenes.sample_scene(7_000_040 + index, "clevr", "grid", 3, 8)["objects"]
+        ]
         said = [objects[::-1], objects[1:], ["pink cube", *objects[1:]], [objects[0], *objects]][index]
-        shares.append([1, (len(objects) - 1) / len(objects), (len(objects) - 1) / len(objects), len(objects) / (len(objects) + 1)][index])
-        results.append({"index": index, "outputs": [{"text": f"<think> {', '.join(said)} </think> <answer> 3 </answer>"}]})
+        shares.append(
+            [
+                1,
+                (len(objects) - 1) / len(objects),
+                (len(objects) - 1) / len(objects),
+                len(objects) / (len(objects) + 1),
+            ][index]
+        )
+        results.append(
+            {
+                "index": index,
+                "outputs": [{"text": f"<think> {', '.join(said)} </think> <answer> 3 </answer>"}],
+            }
+        )
     found = study.faithfulness({"source": source, "results": results})
     assert found["listed"] == 0.25 and found["named"] == pytest.approx(sum(shares) / 4, abs=1e-4)
 
@@ -41,9 +58,14 @@ def test_right_samples_become_rows(tmp_path):
     source = "scenes:clevr?rows=3&seed=7&layout=grid&objects=1-3"
     problem, truth = (data.load_rows(source)[1][k] for k in ("problem", "solution"))
     texts = [("a, b", 1, 1), ("a, b", 1, 1), ("b", 1, 1), ("c", 0, 1), ("d", 1, 0)]
-    outputs = [{"text": f"<think> {t} </think> <answer> {truth} </answer>", "accuracy": a, "format": f} for t, a, f in texts]
+    outputs = [
+        {"text": f"<think> {t} </think> <answer> {truth} </answer>", "accuracy": a, "format": f}
+        for t, a, f in texts
+    ]
     result = tmp_path / "eval.json"
-    result.write_text(json.dumps({"results": [{"index": 1, "problem": problem, "solution": truth, "outputs": outputs}]}))
+    result.write_text(
+        json.dumps({"results": [{"index": 1, "problem": problem, "solution": truth, "outputs": outputs}]})
+    )
     path, kept = study.keep_right(result, source, tmp_path / "rows")
     rows = data.load_rows(str(path))
     assert kept == len(rows) == 2 and [r["thinking"] for r in rows] == ["a, b", "b"]
@@ -58,5 +80,7 @@ def test_the_rate_is_that_of_the_best_mean(tmp_path, monkeypatch):
     found = {5e-4: (0.9, 0.5), 1e-3: (0.7, 0.8), 2e-3: (0.6, 0.6)}  # means 0.70, 0.75, 0.60
     for rate, values in found.items():
         for arm, value in zip(("perfect", "answers"), values, strict=True):
-            study.finish({"setting": arm, "learning_rate": rate, "validation": {"clevr": {"accuracy": value}}})
+            study.finish(
+                {"setting": arm, "learning_rate": rate, "validation": {"clevr": {"accuracy": value}}}
+            )
     assert study.chosen_rate("answers") == study.chosen_rate("expert") == 1e-3

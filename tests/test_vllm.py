@@ -9,19 +9,25 @@ import os
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first loaded: waiting threads give the core to others
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # read when torch is first loaded: waiting threads give the core to others
 import torch
 
+import checkpoint
 import common
 import data
-import model as models
+import qwen
 import sampling
 
 pytestmark = pytest.mark.slow
 SAMPLING = {"top_p": 1.0, "top_k": 0}
 # vLLM's CPU backend caches prompts in blocks of 128 tokens, and only whole ones: shorter prompts would never hit its prefix cache
 LONG = 280
-PROBLEM = "Count them all: red cube, blue sphere, green cylinder, gray cube. " * 12 + "How many items are there in the image?"
+PROBLEM = (
+    "Count them all: red cube, blue sphere, green cylinder, gray cube. " * 12
+    + "How many items are there in the image?"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +38,12 @@ def folder(tiny_folder):
 @pytest.fixture(scope="module")
 def net(folder):
     common.setup(0)
-    return models.load_model(folder, "float32", say=lambda line: None)
+    return qwen.load_model(folder, "float32", say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def processor(folder):
-    return models.load_processor(folder)
+    return qwen.load_processor(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +53,20 @@ def prompts(processor):
     pictures = [rows[i]["images"][0] for i in range(4)]
     result = []
     for i, images in enumerate(([pictures[0]], [], [pictures[1], pictures[2]], [pictures[3]])):
-        row = {"id": f"row{i}", "images": images, "problem": PROBLEM, "solution": "3", "task": "count", "thinking": None}
+        row = {
+            "id": f"row{i}",
+            "images": images,
+            "problem": PROBLEM,
+            "solution": "3",
+            "task": "count",
+            "thinking": None,
+        }
         # images are enlarged, so that the whole cached blocks hold image tokens too; two of one size, one of another
-        result.append(data.encode_prompt(row, processor, max_prompt_length=2000, min_pixels=28 * 28 * (160 + 40 * (i % 2))))
+        result.append(
+            data.encode_prompt(
+                row, processor, max_prompt_length=2000, min_pixels=28 * 28 * (160 + 40 * (i % 2))
+            )
+        )
     assert all(len(p["input_ids"]) > LONG for p in result)
     return result
 
@@ -63,13 +80,13 @@ def llm(folder, net):  # after net: the scripts load the policy first, too
 
 @pytest.fixture(scope="module")
 def ids(net, processor):
-    return {"banned": models.banned_ids(net.config, processor), "end": models.end_ids(processor)}
+    return {"banned": qwen.banned_ids(net.config, processor), "end": qwen.end_ids(processor)}
 
 
 @pytest.fixture
 def synced(llm, net):
     """The engine with the weights that the trainer has now."""
-    sampling.sync_weights(llm, common.full_state(net, 0))
+    sampling.sync_weights(llm, checkpoint.full_state(net, 0))
     return llm
 
 
@@ -81,8 +98,8 @@ def trainer_logps(net, prompts, groups, banned, temperature):
         for c in group:
             starts[-1].append((n, c.ids))
             n += len(c.ids)
-    logps, policy = torch.zeros(n), models.Policy(net, banned, temperature)
-    for batch in models.pack(prompts, starts, net, micro_tokens=2048):
+    logps, policy = torch.zeros(n), qwen.Policy(net, banned, temperature)
+    for batch in qwen.pack(prompts, starts, net, micro_tokens=2048):
         logps = logps.index_put((batch["token"],), policy(batch)[0])
     return logps
 
@@ -94,7 +111,10 @@ def vllm_logps(groups):
 def targets(processor, end):
     """Two short answers; one ends in <|im_end|>, the other in <|endoftext|>, as both do in Qwen's own data."""
     texts = ["<answer> 3 </answer>", "<think> red cube </think> <answer> 1 </answer>"]
-    return [processor.tokenizer(t, add_special_tokens=False).input_ids + [e] for t, e in zip(texts, end, strict=True)]
+    return [
+        processor.tokenizer(t, add_special_tokens=False).input_ids + [e]
+        for t, e in zip(texts, end, strict=True)
+    ]
 
 
 def learn(net, prompts, processor, ids, steps, lr):
@@ -118,13 +138,27 @@ def test_logps_agree_through_updates(synced, net, processor, prompts, ids, tempe
       reset_encoder_cache   the engine waits for ever for an image that it takes for encoded (reload_weights emptied half of that cache)
       reset_mm_cache        nothing with this vLLM: processed pixels do not depend on the weights
     """
+
     def draw(seed):
-        return sampling.rollout_vllm(synced, prompts, n=4, seeds=[seed + i * 100 for i in range(len(prompts))], temperature=temperature,
-                                     max_tokens=16, **SAMPLING, **ids)  # fmt: skip
+        return sampling.rollout_vllm(
+            synced,
+            prompts,
+            n=4,
+            seeds=[seed + i * 100 for i in range(len(prompts))],
+            temperature=temperature,
+            max_tokens=16,
+            **SAMPLING,
+            **ids,
+        )
 
     def difference(groups):
         with torch.no_grad():
-            return (vllm_logps(groups) - trainer_logps(net, prompts, groups, ids["banned"], temperature)).abs().max().item()
+            return (
+                (vllm_logps(groups) - trainer_logps(net, prompts, groups, ids["banned"], temperature))
+                .abs()
+                .max()
+                .item()
+            )
 
     groups = draw(0)
     assert difference(groups) < 1e-4
@@ -132,7 +166,7 @@ def test_logps_agree_through_updates(synced, net, processor, prompts, ids, tempe
         learn(net, prompts, processor, ids, steps=1, lr=3e-3)
         stale = difference(draw(update))
         assert stale > 1e-2, "the update was too small to tell a synced engine from one that was not"
-        sampling.sync_weights(synced, common.full_state(net, 0))
+        sampling.sync_weights(synced, checkpoint.full_state(net, 0))
         fresh = difference(draw(update))
         print(f"temperature {temperature} update {update}: {stale:.3f} before the sync, {fresh:.1e} after")
         assert fresh < 1e-4
@@ -142,8 +176,17 @@ def test_prompt_ids(synced, prompts, ids):
     """The engine's own expansion of the image placeholders is the trainer's, id by id; rollout_vllm refuses a prompt where it is not."""
     knobs = {"n": 1, "seeds": [0], "temperature": 0.0, "max_tokens": 1} | SAMPLING | ids
     for prompt in prompts:
-        outputs = synced.generate([{"prompt_token_ids": prompt["token_ids"]} | (
-            {"multi_modal_data": {"image": prompt["row"]["images"]}} if prompt["row"]["images"] else {})], use_tqdm=False)  # fmt: skip
+        outputs = synced.generate(
+            [
+                {"prompt_token_ids": prompt["token_ids"]}
+                | (
+                    {"multi_modal_data": {"image": prompt["row"]["images"]}}
+                    if prompt["row"]["images"]
+                    else {}
+                )
+            ],
+            use_tqdm=False,
+        )
         assert list(outputs[0].prompt_token_ids) == prompt["input_ids"]
     with pytest.raises(AssertionError, match="disagree on the prompt of row row0"):
         sampling.rollout_vllm(synced, [prompts[0] | {"input_ids": prompts[0]["input_ids"][:-1]}], **knobs)
@@ -152,27 +195,38 @@ def test_prompt_ids(synced, prompts, ids):
 def test_seeds(synced, prompts, ids):
     def draw(base):
         seeds = [sampling.sample_seed(base, 0, i) for i in range(len(prompts))]
-        return sampling.rollout_vllm(synced, prompts, n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids)
+        return sampling.rollout_vllm(
+            synced, prompts, n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids
+        )
 
     first, again, other = draw(0), draw(0), draw(1)
     assert [[c.ids for c in g] for g in first] == [[c.ids for c in g] for g in again]
-    assert all(a.ids != b.ids for ga, gb in zip(first, other, strict=True) for a, b in zip(ga, gb, strict=True))
-    assert all(len({tuple(c.ids) for c in group}) == 4 for group in first), "the completions of a group have seeds of their own"
+    assert all(
+        a.ids != b.ids for ga, gb in zip(first, other, strict=True) for a, b in zip(ga, gb, strict=True)
+    )
+    assert all(len({tuple(c.ids) for c in group}) == 4 for group in first), (
+        "the completions of a group have seeds of their own"
+    )
     # alone or in company, a prompt gets the same completions: that is what makes runs on 1 and on 2 processes comparable
     seeds = [sampling.sample_seed(0, 0, 1)]
-    alone = sampling.rollout_vllm(synced, prompts[1:2], n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids)
+    alone = sampling.rollout_vllm(
+        synced, prompts[1:2], n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids
+    )
     assert [c.ids for c in alone[0]] == [c.ids for c in first[1]]
 
 
 def test_banned_ids_never_appear(synced, net, prompts, ids):
     """512 hot completions hold no banned id, from either sampler; without the ban dozens do, so that the test can fail."""
+
     def count(draw, who, temperature, banned):
         knobs = SAMPLING | {"temperature": temperature, "max_tokens": 8, "banned": banned, "end": ids["end"]}
         groups = draw(who, prompts, n=128, seeds=[7, 1007, 2007, 3007], **knobs)
         assert sum(len(g) for g in groups) == 512
         return sum(t in set(ids["banned"]) for g in groups for c in g for t in c.ids)
 
-    assert count(sampling.rollout_vllm, synced, 2.0, ids["banned"]) == 0  # 2 is the highest temperature that vLLM accepts
+    assert (
+        count(sampling.rollout_vllm, synced, 2.0, ids["banned"]) == 0
+    )  # 2 is the highest temperature that vLLM accepts
     assert count(sampling.rollout_vllm, synced, 2.0, []) >= 12
     assert count(sampling.rollout_hf, net, 3.0, ids["banned"]) == 0
 
@@ -188,7 +242,7 @@ def check_ends(groups, end, max_tokens):
 def test_ends(llm, net, processor, prompts, ids):
     """The end token is part of the completion, nothing follows it, and `finished` is right, also at exactly max_tokens."""
     learn(net, prompts, processor, ids, steps=12, lr=5e-3)
-    sampling.sync_weights(llm, common.full_state(net, 0))
+    sampling.sync_weights(llm, checkpoint.full_state(net, 0))
     knobs = {"n": 16, "seeds": [0, 100, 200, 300], "temperature": 1.0} | SAMPLING | ids
 
     def ends(groups):
@@ -202,7 +256,10 @@ def test_ends(llm, net, processor, prompts, ids):
     assert not all(c.finished for g in short for c in g)
     done = next(c for c in long[0] if c.finished)
     n, place = len(done.ids), long[0].index(done)
-    exact, cut = (sampling.rollout_vllm(llm, prompts[:1], max_tokens=m, **(knobs | {"seeds": [0]}))[0][place] for m in (n, n - 1))
+    exact, cut = (
+        sampling.rollout_vllm(llm, prompts[:1], max_tokens=m, **(knobs | {"seeds": [0]}))[0][place]
+        for m in (n, n - 1)
+    )
     assert exact.ids == done.ids and exact.finished
     assert cut.ids == done.ids[:-1] and not cut.finished
     hf = sampling.rollout_hf(net, prompts, max_tokens=24, **knobs)
@@ -213,7 +270,9 @@ def test_ends(llm, net, processor, prompts, ids):
 @pytest.mark.parametrize("max_tokens", [5, 24])
 def test_vllm_and_transformers_agree_greedily(synced, net, prompts, ids, max_tokens):
     """Token for token, with the same log-probs and flags; at 5 tokens nothing is finished, at 24 the trained policy is (test_ends)."""
-    knobs = {"n": 1, "seeds": [0] * len(prompts), "temperature": 0.0, "max_tokens": max_tokens} | SAMPLING | ids
+    knobs = (
+        {"n": 1, "seeds": [0] * len(prompts), "temperature": 0.0, "max_tokens": max_tokens} | SAMPLING | ids
+    )
     one, other = sampling.rollout_vllm(synced, prompts, **knobs), sampling.rollout_hf(net, prompts, **knobs)
     for (a,), (b,) in zip(one, other, strict=True):
         assert a.ids == b.ids and a.finished == b.finished

@@ -9,7 +9,7 @@ sources = {
     "color": "scenes:clevr?rows=100&seed=107&layout=grid&objects=1-4&family=query_color",
 }
 min_pixels = 12544
-max_pixels = 12544        # 112 x 112, as in training
+max_pixels = 12544  # 112 x 112, as in training
 max_prompt_length = 128
 max_completion_length = 72  # room for lists of 12 objects
 page_rows = 0

@@ -4,8 +4,8 @@
 model = "out/study/cold/step-000900"
 data_source = "scenes:clevr?rows=3200&seed=2&layout=grid&objects=1-8&jitter=0.25"
 rollout = "vllm"
-steps = 200               # x 128 completions = 25,600
-eval_interval = 0         # study.py evaluates the checkpoints, on five splits
+steps = 200  # x 128 completions = 25,600
+eval_interval = 0  # study.py evaluates the checkpoints, on five splits
 save_interval = 25
 keep = 0
 show_interval = 0

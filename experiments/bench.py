@@ -1,13 +1,13 @@
 """Speed and memory of a GRPO step beside TRL's GRPOTrainer: the same model, rows and number of tokens, in turns, on this machine.
 
-    python bench.py                                     # 2 M parameters, 4 prompts x 8 completions x 64 tokens, one CPU thread
-    python bench.py --hidden=256 --layers=9             # 12.5 M
-    python bench.py --image=448                         # 256 visual tokens a prompt
-    python bench.py --sweep=group --values=4,8,16       # how the cost of a step grows; also prompts, tokens, image, hidden
-    python bench.py --peer=none                         # ours alone
-    bash bench_gpu.sh                                   # models of Qwen's real shapes on a GPU
+    python -m experiments.bench                                     # 2 M parameters, 4 prompts x 8 completions x 64 tokens, one CPU thread
+    python -m experiments.bench --hidden=256 --layers=9             # 12.5 M
+    python -m experiments.bench --image=448                         # 256 visual tokens a prompt
+    python -m experiments.bench --sweep=group --values=4,8,16       # how the cost of a step grows; also prompts, tokens, image, hidden
+    python -m experiments.bench --peer=none                         # ours alone
+    bash experiments/bench_gpu.sh                                   # models of Qwen's real shapes on a GPU
 
-Our side is train_grpo.py itself, the whole script; the peer is TRL's trainer (pip install -r bench/requirements-trl.txt; without it only
+Our side is train_grpo.py itself, the whole script; the peer is TRL's trainer (pip install -r experiments/requirements-trl.txt; without it only
 ours is measured). Both sample with the transformers model, or on a GPU both with vLLM (on a CPU TRL cannot); exactly `tokens` tokens
 for every completion, since end tokens are banned. CPU seconds are those of all threads of the process: unlike wall seconds they hardly
 change while other programs run. The last line of stdout is one JSON object.
@@ -26,6 +26,9 @@ from pathlib import Path
 
 from configurator import configure
 
+ROOT = Path(__file__).resolve().parent.parent
+
+# fmt: off
 # -----------------------------------------------------------------------------
 # default config; override with  bench.py --key=value
 # model, of random weights
@@ -56,6 +59,7 @@ values = ""
 out_dir = "out/bench"
 side = ""                 # set by this script for the processes that it starts
 # -----------------------------------------------------------------------------
+# fmt: on
 
 PHASES = ("rollout", "reward", "reference", "update", "sync")
 
@@ -67,18 +71,62 @@ def letters(completion: str, row: dict) -> float:
 
 # what the config.json files of Qwen's checkpoints say
 SHAPES = {
-    "qwen2_vl_2b": ("qwen2_vl", {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-                    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
-                    {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4}),
-    "qwen2_5_vl_3b": ("qwen2_5_vl", {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-                      "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
-                      {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048, "num_heads": 16,
-                       "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}),
-    "qwen2_5_vl_7b": ("qwen2_5_vl", {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-                      "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
-                      {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584, "num_heads": 16,
-                       "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}),
-}  # fmt: skip
+    "qwen2_vl_2b": (
+        "qwen2_vl",
+        {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+        {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+    ),
+    "qwen2_5_vl_3b": (
+        "qwen2_5_vl",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+        {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "out_hidden_size": 2048,
+            "num_heads": 16,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    ),
+    "qwen2_5_vl_7b": (
+        "qwen2_5_vl",
+        {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "tie_word_embeddings": False,
+        },
+        {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "out_hidden_size": 3584,
+            "num_heads": 16,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    ),
+}
 
 
 def shape_model(shape: str, ids: dict | None = None):
@@ -90,8 +138,9 @@ def shape_model(shape: str, ids: dict | None = None):
     text = text | {"rope_parameters": rope, "max_position_embeddings": 32768}
     vision = vision | {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
-    config = getattr(tf, f"{name}Config")(text_config=text, vision_config=vision, tie_word_embeddings=text["tie_word_embeddings"],
-                                          **(ids or {}))  # fmt: skip
+    config = getattr(tf, f"{name}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=text["tie_word_embeddings"], **(ids or {})
+    )
     return getattr(tf, f"{name}ForConditionalGeneration")(config)
 
 
@@ -101,23 +150,31 @@ def build_shape(path: str, shape: str) -> None:
     from tokenizers import Tokenizer
 
     import data
-    import model
+    import qwen
 
     if shape not in SHAPES:
         raise SystemExit(f"shape: '{shape}' is none of {', '.join(SHAPES)}")
     family, text, _ = SHAPES[shape]
-    processor = model.tiny_processor(data.tiny_corpus(), family)
+    processor = qwen.tiny_processor(data.tiny_corpus(), family)
     content = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
-    vocabulary |= {f"unused {i}": i for i in range(len(vocabulary), text["vocab_size"])}  # no merge leads to these: only sampled
+    vocabulary |= {
+        f"unused {i}": i for i in range(len(vocabulary), text["vocab_size"])
+    }  # no merge leads to these: only sampled
     processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
-    end, pad = model.end_ids(processor)
-    special = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>",
-               "vision_end_token_id": "<|vision_end|>"}  # fmt: skip
+    end, pad = qwen.end_ids(processor)
+    special = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        net = shape_model(shape, {k: processor.tokenizer.convert_tokens_to_ids(t) for k, t in special.items()})
+        net = shape_model(
+            shape, {k: processor.tokenizer.convert_tokens_to_ids(t) for k, t in special.items()}
+        )
     torch.set_default_dtype(torch.float32)
     net.generation_config.eos_token_id, net.generation_config.pad_token_id = [end, pad], pad
     net.save_pretrained(path)
@@ -127,19 +184,25 @@ def build_shape(path: str, shape: str) -> None:
 def prepare(work: Path) -> None:
     """Model and rows of a point, once: both sides read these files."""
     import data
-    import model
-    import scenes
+    import qwen
+    from tasks import scenes
 
     if not (work / "model/config.json").exists():
         if shape:
             build_shape(str(work / "model"), shape)
         else:
-            model.build_tiny(str(work / "model"), data.tiny_corpus(), hidden=hidden, layers=layers, vision_layers=layers)
+            qwen.build_tiny(
+                str(work / "model"), data.tiny_corpus(), hidden=hidden, layers=layers, vision_layers=layers
+            )
     lines = []
     for i in range(prompts * steps):
         scene = scenes.sample_scene(i, layout="grid", min_objects=1, max_objects=8, size=(112, 112))
         scenes.draw_scene(scene).resize((image, image_height or image)).save(work / f"{i}.png")
-        lines.append(json.dumps({"image": f"{i}.png", "problem": scenes.COUNT_ALL[0], "solution": str(len(scene["objects"]))}))
+        lines.append(
+            json.dumps(
+                {"image": f"{i}.png", "problem": scenes.COUNT_ALL[0], "solution": str(len(scene["objects"]))}
+            )
+        )
     (work / "rows.jsonl").write_text("\n".join(lines))
 
 
@@ -151,18 +214,21 @@ def max_pixels() -> int:
     return max(image * (image_height or image), 12544)
 
 
-def ban_end_tokens(models) -> None:
-    """model.banned_ids with the end tokens: every completion is exactly as long as it may be."""
-    banned_ids = models.banned_ids
-    models.banned_ids = lambda config, processor: sorted({*banned_ids(config, processor), *models.end_ids(processor)})
+def ban_end_tokens() -> None:
+    """qwen.banned_ids with the end tokens: every completion is exactly as long as it may be."""
+    import qwen
+
+    banned_ids = qwen.banned_ids
+    qwen.banned_ids = lambda config, processor: sorted(
+        {*banned_ids(config, processor), *qwen.end_ids(processor)}
+    )
 
 
 def run_ours(work: Path) -> None:
     """train_grpo.py as it is, but for the ban and for a note of CPU time at each step."""
     import common
-    import model as models
 
-    ban_end_tokens(models)
+    ban_end_tokens()
     marks, write = [], common.Log.write
 
     def noted(self, record):
@@ -171,18 +237,37 @@ def run_ours(work: Path) -> None:
 
     common.Log.write = noted
     knobs = {
-        "model": work / "model", "data_source": work / "rows.jsonl", "out_dir": work / "ours", "dtype": dtype, "rollout": rollout,
-        "prompts_per_step": prompts, "group_size": group, "max_completion_length": tokens, "max_prompt_length": 2048, "steps": steps,
-        "max_pixels": max_pixels(), "temperature": 1.0, "beta": beta, "learning_rate": 1e-6, "lr_schedule": "constant",
-        "reward_weights": {"accuracy": 1.0, "format": 1.0, "bench:letters": 1.0}, "reward_workers": 0, "eval_interval": 0,
+        "model": work / "model",
+        "data_source": work / "rows.jsonl",
+        "out_dir": work / "ours",
+        "dtype": dtype,
+        "rollout": rollout,
+        "prompts_per_step": prompts,
+        "group_size": group,
+        "max_completion_length": tokens,
+        "max_prompt_length": 2048,
+        "steps": steps,
+        "max_pixels": max_pixels(),
+        "temperature": 1.0,
+        "beta": beta,
+        "learning_rate": 1e-6,
+        "lr_schedule": "constant",
+        "reward_weights": {"accuracy": 1.0, "format": 1.0, "experiments.bench:letters": 1.0},
+        "reward_workers": 0,
+        "eval_interval": 0,
         "zero_stage": 0 if device == "cpu" else 2,
-        "grad_checkpointing": False, "show_interval": 0, "resume": False, "thumbnails": 0,
-    }  # fmt: skip
+        "grad_checkpointing": False,
+        "show_interval": 0,
+        "resume": False,
+        "thumbnails": 0,
+    }
     sys.argv = ["train_grpo.py", *(f"--{k}={v}" for k, v in knobs.items()), *flags.split()]
-    runpy.run_path(str(Path(__file__).with_name("train_grpo.py")), run_name="__main__")
+    runpy.run_path(str(ROOT / "train_grpo.py"), run_name="__main__")
     used = marks[warmup - 1 :]
     n = len(used) - 1
-    assert all(r["length"] == tokens for _, _, r in used), "a completion ended early: the work is not what it should be"
+    assert all(r["length"] == tokens for _, _, r in used), (
+        "a completion ended early: the work is not what it should be"
+    )
     report = {"step_s": (used[-1][0] - used[0][0]) / n, "step_cpu_s": (used[-1][1] - used[0][1]) / n}
     report |= {f"{p}_s": sum(r[f"seconds_{p}"] for _, _, r in used[1:]) / n for p in PHASES}
     # train_grpo.py resets torch's peak in every phase, and logs it
@@ -203,29 +288,43 @@ def run_trl(work: Path) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     import data
-    import model as models
+    import qwen
     import rewards
 
-    ban_end_tokens(models)
-    processor = models.load_processor(str(work / "model"))
+    ban_end_tokens()
+    processor = qwen.load_processor(str(work / "model"))
     processor.tokenizer.padding_side = "left"
-    net = AutoModelForImageTextToText.from_pretrained(work / "model", dtype=models.DTYPES[dtype])
+    net = AutoModelForImageTextToText.from_pretrained(work / "model", dtype=qwen.DTYPES[dtype])
     rows = [json.loads(line) for line in (work / "rows.jsonl").read_text().splitlines()]
     text = data.TEMPLATES["think"].format(problem=rows[0]["problem"])
-    records = [{"prompt": [{"role": "user", "content": text}], "image": Image.open(work / r["image"]), "solution": r["solution"]}
-               for r in rows]  # fmt: skip
-    batch, banned = peer_batch or prompts * group, models.banned_ids(net.config, processor)
+    records = [
+        {
+            "prompt": [{"role": "user", "content": text}],
+            "image": Image.open(work / r["image"]),
+            "solution": r["solution"],
+        }
+        for r in rows
+    ]
+    batch, banned = peer_batch or prompts * group, qwen.banned_ids(net.config, processor)
     # on a CPU TRL fails to hand new weights to vLLM, so there it samples with transformers in any case
     sampler = {"generation_kwargs": {"suppress_tokens": banned}}
     if rollout == "vllm" and device == "cuda":
-        sampler = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4, "vllm_enable_sleep_mode": True,
-                   "generation_kwargs": {"logit_bias": dict.fromkeys(banned, -100.0)}}  # fmt: skip
+        sampler = {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": 0.4,
+            "vllm_enable_sleep_mode": True,
+            "generation_kwargs": {"logit_bias": dict.fromkeys(banned, -100.0)},
+        }
     marks, spent, inside = [], dict.fromkeys(("generate", "score", "logps"), 0.0), [False]
 
     def mean_of(part):
         def reward(completions, solution, **more):
             pairs = zip(completions, solution, strict=True)
-            return [rewards.score(c[0]["content"], {"solution": s, "task": "count", "problem": ""})[part] for c, s in pairs]
+            return [
+                rewards.score(c[0]["content"], {"solution": s, "task": "count", "problem": ""})[part]
+                for c, s in pairs
+            ]
 
         reward.__name__ = part
         return reward
@@ -241,16 +340,40 @@ def run_trl(work: Path) -> None:
             marks.append((time.time(), time.process_time(), dict(spent)))
 
     arguments = GRPOConfig(
-        output_dir=str(work / "trl"), max_steps=steps, per_device_train_batch_size=batch, num_generations=group, beta=beta,
-        gradient_accumulation_steps=prompts * group // batch, generation_batch_size=prompts * group,
-        max_completion_length=tokens, learning_rate=1e-6, lr_scheduler_type="constant", optim="adamw_torch", loss_type="grpo",
-        temperature=1.0, top_p=1.0, top_k=0,
-        bf16=dtype == "bfloat16", fp16=False, use_cpu=device == "cpu", report_to=[], save_strategy="no", disable_tqdm=True,
-        shuffle_dataset=False, logging_steps=1, max_grad_norm=1.0,
+        output_dir=str(work / "trl"),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        num_generations=group,
+        beta=beta,
+        gradient_accumulation_steps=prompts * group // batch,
+        generation_batch_size=prompts * group,
+        max_completion_length=tokens,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        loss_type="grpo",
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        bf16=dtype == "bfloat16",
+        fp16=False,
+        use_cpu=device == "cpu",
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        shuffle_dataset=False,
+        logging_steps=1,
+        max_grad_norm=1.0,
         **({"gradient_checkpointing": False} | sampler | json.loads(peer_flags or "{}")),
-    )  # fmt: skip
-    trainer = GRPOTrainer(model=net, reward_funcs=[mean_of("accuracy"), mean_of("format"), vowels], args=arguments,
-                          train_dataset=Dataset.from_list(records), processing_class=processor, callbacks=[Marks()])  # fmt: skip
+    )
+    trainer = GRPOTrainer(
+        model=net,
+        reward_funcs=[mean_of("accuracy"), mean_of("format"), vowels],
+        args=arguments,
+        train_dataset=Dataset.from_list(records),
+        processing_class=processor,
+        callbacks=[Marks()],
+    )
     trainer.remove_callback(PrinterCallback)
 
     def timed(name, method):
@@ -275,12 +398,23 @@ def run_trl(work: Path) -> None:
     trainer.train()
     used = marks[warmup:]
     n = len(used) - 1
-    lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "completions/mean_length" in log]
-    assert set(lengths) == {tokens}, f"completions of {set(lengths)} tokens: the work is not what it should be"
+    lengths = [
+        log["completions/mean_length"]
+        for log in trainer.state.log_history
+        if "completions/mean_length" in log
+    ]
+    assert set(lengths) == {tokens}, (
+        f"completions of {set(lengths)} tokens: the work is not what it should be"
+    )
     report = {"step_s": (used[-1][0] - used[0][0]) / n, "step_cpu_s": (used[-1][1] - used[0][1]) / n}
     parts = {k: (used[-1][2][k] - used[0][2][k]) / n for k in spent}
-    report |= {"rollout_s": parts["generate"], "reference_s": parts["logps"], "sync_s": 0.0,
-               "reward_s": parts["score"] - parts["generate"] - parts["logps"], "update_s": report["step_s"] - parts["score"]}  # fmt: skip
+    report |= {
+        "rollout_s": parts["generate"],
+        "reference_s": parts["logps"],
+        "sync_s": 0.0,
+        "reward_s": parts["score"] - parts["generate"] - parts["logps"],
+        "update_s": report["step_s"] - parts["score"],
+    }
     finish(report, torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0)
 
 
@@ -289,7 +423,9 @@ def finish(report: dict, torch_peak_mib: float) -> None:
     import torch
 
     report["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if device == "cuda":  # of the whole device, vLLM's share included, at the end of a step; and the most that torch held in one
+    if (
+        device == "cuda"
+    ):  # of the whole device, vLLM's share included, at the end of a step; and the most that torch held in one
         free, total = torch.cuda.mem_get_info()
         report |= {"gpu_mib": (total - free) / 2**20, "torch_peak_mib": torch_peak_mib}
     print("\n" + json.dumps({k: round(v, 5) for k, v in report.items()}), flush=True)
@@ -298,10 +434,21 @@ def finish(report: dict, torch_peak_mib: float) -> None:
 
 def measure(which: str, work: Path) -> dict:
     """One run of a side in a process of its own."""
-    command = [sys.executable, __file__, f"--side={which}", *(f"--{k}={config[k]}" for k in WORK), f"--out_dir={out_dir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        f"--side={which}",
+        *(f"--{k}={config[k]}" for k in WORK),
+        f"--out_dir={out_dir}",
+    ]
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     env = os.environ | (on_cpu if device == "cpu" else {})
-    bind = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if sys.platform == "linux" and device == "cpu" and threads == 1 else []
+    bind = (
+        ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+        if sys.platform == "linux" and device == "cpu" and threads == 1
+        else []
+    )
     with open(work / f"{which}.log", "w") as log:
         done = subprocess.run(bind + command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
     if done.returncode:
@@ -309,8 +456,26 @@ def measure(which: str, work: Path) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-WORK = ("hidden", "layers", "prompts", "group", "tokens", "image", "beta", "dtype", "steps", "warmup", "threads", "rollout", "shape",
-        "image_height", "device", "flags", "peer_batch", "peer_flags")  # fmt: skip
+WORK = (
+    "hidden",
+    "layers",
+    "prompts",
+    "group",
+    "tokens",
+    "image",
+    "beta",
+    "dtype",
+    "steps",
+    "warmup",
+    "threads",
+    "rollout",
+    "shape",
+    "image_height",
+    "device",
+    "flags",
+    "peer_batch",
+    "peer_flags",
+)
 
 
 def matmul_peak() -> float:
@@ -336,22 +501,28 @@ def arithmetic(work: Path) -> dict:
     prompt once for its group, the peer once for each completion.
     """
     import data
-    import model as models
+    import qwen
 
-    processor = models.load_processor(str(work / "model"))
-    net = models.load_model(str(work / "model"), dtype, say=lambda line: None)
+    processor = qwen.load_processor(str(work / "model"))
+    net = qwen.load_model(str(work / "model"), dtype, say=lambda line: None)
     size = sum(p.numel() for p in net.model.language_model.parameters())
     tower = sum(p.numel() for p in net.model.visual.parameters())
     row = data.load_rows(str(work / "rows.jsonl"))[0]
-    prompt = len(data.encode_prompt(row, processor, max_prompt_length=4096, max_pixels=max_pixels())["input_ids"])
+    prompt = len(
+        data.encode_prompt(row, processor, max_prompt_length=4096, max_pixels=max_pixels())["input_ids"]
+    )
     # patches as the processor makes them: sides rounded to 28 pixels; rollout 1, reference 1, update 3 forward passes' worth
     patches, passes = 4 * round(image / 28) * round((image_height or image) / 28), 4 + (beta > 0)
     out = {"parameters": size + tower, "prompt_tokens": prompt}
     for name, copies in (("ours", 1), ("trl", group)):
         in_pass = prompts * (copies * prompt + group * tokens)
         flops = 2 * (size * in_pass + tower * prompts * copies * patches)
-        out[name] = {"tokens": in_pass * (2 + (beta > 0)), "images": prompts * copies * (2 + (beta > 0)), "flops": passes * flops,
-                     "update_flops": (passes - 1) * flops}  # fmt: skip
+        out[name] = {
+            "tokens": in_pass * (2 + (beta > 0)),
+            "images": prompts * copies * (2 + (beta > 0)),
+            "flops": passes * flops,
+            "update_flops": (passes - 1) * flops,
+        }
     return out
 
 
@@ -359,7 +530,10 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
 
 
-CLOCK = {"cpu": "step_cpu_s", "cuda": "step_s"}  # what counts: CPU seconds, or wall seconds where a GPU does the work
+CLOCK = {
+    "cpu": "step_cpu_s",
+    "cuda": "step_s",
+}  # what counts: CPU seconds, or wall seconds where a GPU does the work
 
 
 def compare() -> dict:
@@ -372,39 +546,70 @@ def compare() -> dict:
     for r in range(rounds):
         for which, runs in sides.items():
             runs.append(measure(which, work))
-            print(f"round {r + 1}/{rounds} {which}: {runs[-1]['step_cpu_s']:.2f} CPU s, {runs[-1]['step_s']:.2f} s a step", flush=True)
+            print(
+                f"round {r + 1}/{rounds} {which}: {runs[-1]['step_cpu_s']:.2f} CPU s, {runs[-1]['step_s']:.2f} s a step",
+                flush=True,
+            )
     facts, peak = arithmetic(work), matmul_peak()
 
     def row(title, cell):
         print(f"{title:<34}" + "".join(f"{cell(s):>12}" for s in sides))
 
-    print(f"\n{facts['parameters'] / 1e6:.1f} M parameters, {prompts} prompts of {facts['prompt_tokens']} tokens x {group} completions x "
-          f"{tokens} tokens, beta {beta}, {f'{threads} CPU thread(s)' if device == 'cpu' else 'GPU'}\n")  # fmt: skip
+    print(
+        f"\n{facts['parameters'] / 1e6:.1f} M parameters, {prompts} prompts of {facts['prompt_tokens']} tokens x {group} completions x "
+        f"{tokens} tokens, beta {beta}, {f'{threads} CPU thread(s)' if device == 'cpu' else 'GPU'}\n"
+    )
     row(f"median of {rounds} run(s)", str)
-    names = {"step_cpu_s": "CPU seconds a step", "step_s": "wall seconds a step", **{f"{p}_s": f"  {p}" for p in PHASES},
-             "peak_mib": "peak memory, MiB", "gpu_mib": "GPU memory in use, MiB", "torch_peak_mib": "  most that torch held"}  # fmt: skip
-    middle = {s: {k: statistics.median(r[k] for r in runs) for k in names if k in runs[0]} for s, runs in sides.items()}
+    names = {
+        "step_cpu_s": "CPU seconds a step",
+        "step_s": "wall seconds a step",
+        **{f"{p}_s": f"  {p}" for p in PHASES},
+        "peak_mib": "peak memory, MiB",
+        "gpu_mib": "GPU memory in use, MiB",
+        "torch_peak_mib": "  most that torch held",
+    }
+    middle = {
+        s: {k: statistics.median(r[k] for r in runs) for k in names if k in runs[0]}
+        for s, runs in sides.items()
+    }
     for k, title in names.items():
         if k in middle["ours"]:
             row(title, lambda s, k=k: f"{middle[s][k]:.{0 if k.endswith('mib') else 3}f}")
-    row(f"completions per {'CPU ' if device == 'cpu' else ''}second", lambda s: f"{prompts * group / middle[s][clock]:.1f}")
+    row(
+        f"completions per {'CPU ' if device == 'cpu' else ''}second",
+        lambda s: f"{prompts * group / middle[s][clock]:.1f}",
+    )
     row("tokens through the language model", lambda s: f"{facts[s]['tokens']:,}")
     row("images through the vision tower", lambda s: f"{facts[s]['images']:,}")
     row("GFLOP a step", lambda s: f"{facts[s]['flops'] / 1e9:.1f}")
     row("  reference and update", lambda s: f"{facts[s]['update_flops'] / 1e9:.1f}")
     scale = peak / threads if device == "cpu" else peak
     row("share of the matmul peak", lambda s: f"{facts[s]['flops'] / middle[s][clock] / scale:.1%}")
-    row("  reference and update", lambda s: f"{facts[s]['update_flops'] / (middle[s]['reference_s'] + middle[s]['update_s']) / peak:.1%}")
-    result = {"ours": middle["ours"], "machine": f"{os.cpu_count()} CPU cores", "matmul_gflops": round(peak / 1e9, 1)}
+    row(
+        "  reference and update",
+        lambda s: (
+            f"{facts[s]['update_flops'] / (middle[s]['reference_s'] + middle[s]['update_s']) / peak:.1%}"
+        ),
+    )
+    result = {
+        "ours": middle["ours"],
+        "machine": f"{os.cpu_count()} CPU cores",
+        "matmul_gflops": round(peak / 1e9, 1),
+    }
     if "trl" in sides:
         pairs = list(zip(sides["trl"], sides["ours"], strict=True))
         both = ("update_s", "reference_s")
-        ratios = {"ratio_step": [a[clock] / b[clock] for a, b in pairs],
-                  "ratio_wall": [a["step_s"] / b["step_s"] for a, b in pairs],
-                  "ratio_update": [sum(a[k] for k in both) / sum(b[k] for k in both) for a, b in pairs]}  # fmt: skip
-        print("\npeer / ours, median (spread): " + ", ".join(f"{k.removeprefix('ratio_')} {spread(v)}" for k, v in ratios.items())
-              + f", memory {middle['trl']['peak_mib'] / middle['ours']['peak_mib']:.2f}; by operations alone the update's would be "
-              f"{facts['trl']['update_flops'] / facts['ours']['update_flops']:.2f}")  # fmt: skip
+        ratios = {
+            "ratio_step": [a[clock] / b[clock] for a, b in pairs],
+            "ratio_wall": [a["step_s"] / b["step_s"] for a, b in pairs],
+            "ratio_update": [sum(a[k] for k in both) / sum(b[k] for k in both) for a, b in pairs],
+        }
+        print(
+            "\npeer / ours, median (spread): "
+            + ", ".join(f"{k.removeprefix('ratio_')} {spread(v)}" for k, v in ratios.items())
+            + f", memory {middle['trl']['peak_mib'] / middle['ours']['peak_mib']:.2f}; by operations alone the update's would be "
+            f"{facts['trl']['update_flops'] / facts['ours']['update_flops']:.2f}"
+        )
         result |= {"trl": middle["trl"]} | {k: round(statistics.median(v), 3) for k, v in ratios.items()}
     return result
 
@@ -417,7 +622,9 @@ if __name__ == "__main__":
         import importlib.util
 
         if not importlib.util.find_spec("trl"):
-            print("bench: trl is not installed (pip install -r bench/requirements-trl.txt), so only ours is measured")
+            print(
+                "bench: trl is not installed (pip install -r experiments/requirements-trl.txt), so only ours is measured"
+            )
             peer = config["peer"] = "none"
     if sweep and sweep not in WORK[:7]:
         raise SystemExit(f"sweep: '{sweep}' is none of {', '.join(WORK[:7])}")
@@ -433,7 +640,11 @@ if __name__ == "__main__":
         for s in ("ours", "trl"):
             at = [(p[sweep], p[s][CLOCK[device]]) for p in points if s in p]
             if at:
-                power = statistics.linear_regression(*zip(*((math.log(x), math.log(y)) for x, y in at), strict=True)).slope
+                power = statistics.linear_regression(
+                    *zip(*((math.log(x), math.log(y)) for x, y in at), strict=True)
+                ).slope
                 line = statistics.linear_regression(*zip(*at, strict=True))
-                print(f"{s}: seconds a step grow as {sweep}^{power:.2f}; as a line {line.intercept:.3f} + {line.slope:.4f} * {sweep}")
+                print(
+                    f"{s}: seconds a step grow as {sweep}^{power:.2f}; as a line {line.intercept:.3f} + {line.slope:.4f} * {sweep}"
+                )
     print(json.dumps(points[0] if len(points) == 1 else points))

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 import data
-import model
+import qwen
 import sampling
 
 CONFIGS = {"qwen2_vl": "Qwen2VLConfig", "qwen2_5_vl": "Qwen2_5_VLConfig", "qwen3_vl": "Qwen3VLConfig"}
@@ -31,17 +31,26 @@ def picture(seed, width=56, height=56):
 
 
 def make_row(problem, *images):
-    return {"id": problem, "images": list(images), "problem": problem, "solution": "3", "task": "count", "thinking": None}
+    return {
+        "id": problem,
+        "images": list(images),
+        "problem": problem,
+        "solution": "3",
+        "task": "count",
+        "thinking": None,
+    }
 
 
 class Kit:
     """A tiny model with its processor, and groups of completions."""
 
     def __init__(self, folder, attn="sdpa"):
-        self.folder, self.processor = folder, model.load_processor(folder)
-        self.net = model.load_model(folder, "float32", attn, say=lambda line: None).eval()
-        self.outside = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        self.banned, self.end = model.banned_ids(self.net.config, self.processor), model.end_ids(self.processor)
+        self.folder, self.processor = folder, qwen.load_processor(folder)
+        self.net = qwen.load_model(folder, "float32", attn, say=lambda line: None).eval()
+        self.outside = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+        self.banned, self.end = qwen.banned_ids(self.net.config, self.processor), qwen.end_ids(self.processor)
         self.allowed = sorted(set(range(self.net.config.get_text_config().vocab_size)) - set(self.banned))
         rows = [
             make_row("How many cubes?", picture(0)),
@@ -58,7 +67,9 @@ class Kit:
                 start += n
             self.groups.append(group)
         self.total = start
-        self.weights = torch.randn(start, generator=torch.Generator().manual_seed(0))  # of the tokens in the loss
+        self.weights = torch.randn(
+            start, generator=torch.Generator().manual_seed(0)
+        )  # of the tokens in the loss
 
     def encode(self, row, **more):
         return data.encode_prompt(row, self.processor, "direct", **more)
@@ -69,8 +80,12 @@ class Kit:
         vision = {k: prompt[k] for k in ("pixel_values", "image_grid_thw") if prompt[k] is not None}
         types = (full == self.net.config.image_token_id).int()
         every = torch.ones_like(full)
-        logits = self.outside(input_ids=full, attention_mask=every, mm_token_type_ids=types, use_cache=False, **vision).logits
-        logits = logits[0, len(prompt["input_ids"]) - 1 : -1] / TEMPERATURE  # (C, V): position t predicts token t + 1
+        logits = self.outside(
+            input_ids=full, attention_mask=every, mm_token_type_ids=types, use_cache=False, **vision
+        ).logits
+        logits = (
+            logits[0, len(prompt["input_ids"]) - 1 : -1] / TEMPERATURE
+        )  # (C, V): position t predicts token t + 1
         allowed = torch.zeros(logits.shape[1]).index_fill(0, torch.tensor(self.allowed), 1.0)
         top = logits.detach().max()
         logps = logits - top - ((logits - top).exp() * allowed).sum(-1, keepdim=True).log()
@@ -90,10 +105,10 @@ class Kit:
 
     def packed(self, micro_tokens, policy=None, prompts=None, groups=None):
         """The same from packed groups; also the micro-batches."""
-        policy = policy or model.Policy(self.net, self.banned, TEMPERATURE)
+        policy = policy or qwen.Policy(self.net, self.banned, TEMPERATURE)
         self.net.zero_grad()
         out = torch.full((self.total,), torch.nan)
-        batches = model.pack(prompts or self.prompts, groups or self.groups, self.net, micro_tokens)
+        batches = qwen.pack(prompts or self.prompts, groups or self.groups, self.net, micro_tokens)
         for batch in batches:
             logp, _ = policy(batch)
             (logp * self.weights[batch["token"]]).sum().backward()
@@ -143,7 +158,9 @@ def test_packed_groups_equal_plain_transformers(kit, layout):
     """0, 1 and 2 images per prompt (sizes differ), 3 completions each; log-probs and the gradient of every parameter."""
     micro_tokens, shape = LAYOUTS[layout]
     logps, gradients, batches = kit.packed(micro_tokens)
-    prompts = [[b["segments"][b["segments"][:, 3] > 0, 2].tolist()] for b in batches]  # where each completion's prompt starts
+    prompts = [
+        [b["segments"][b["segments"][:, 3] > 0, 2].tolist()] for b in batches
+    ]  # where each completion's prompt starts
     assert [len(set(starts)) for (starts,) in prompts] == shape
     assert_same((logps, gradients), kit.expected)
     assert all(g.norm() > 1e-4 for g in kit.expected[1].values())  # nothing was compared with zero
@@ -152,13 +169,17 @@ def test_packed_groups_equal_plain_transformers(kit, layout):
 @each_family
 def test_the_comparison_above_can_fail(kit):
     """Each mistake that packing invites changes the log-probs by far more than the tolerance."""
-    logps, policy = kit.expected[0], model.Policy(kit.net, kit.banned, TEMPERATURE)
-    (batch,) = model.pack(kit.prompts, kit.groups, kit.net, 1000)
+    logps, policy = kit.expected[0], qwen.Policy(kit.net, kit.banned, TEMPERATURE)
+    (batch,) = qwen.pack(kit.prompts, kit.groups, kit.net, 1000)
     segments = batch["segments"]
-    first = torch.cat([segments[:, :2], segments[:1, :2].expand(len(segments), -1)], 1)  # every segment behind the first prompt
+    first = torch.cat(
+        [segments[:, :2], segments[:1, :2].expand(len(segments), -1)], 1
+    )  # every segment behind the first prompt
     pixels, size = batch["pixel_values"], len(kit.prompts[0]["pixel_values"])
     mistakes = {
-        "positions simply count on": {"position_ids": torch.arange(batch["input_ids"].numel()).expand(3, 1, -1)},
+        "positions simply count on": {
+            "position_ids": torch.arange(batch["input_ids"].numel()).expand(3, 1, -1)
+        },
         "completions behind another prompt": {"segments": torch.where(segments[:, 3:] > 0, first, segments)},
         "completions behind no prompt": {"segments": segments * torch.tensor([1, 1, 0, 0])},
         "images in another order": {"pixel_values": torch.cat([pixels[-size:], pixels[:-size]])},
@@ -173,7 +194,7 @@ def test_gradient_checkpointing_training_mode_and_logit_chunks(kit, tiny_folder)
     """As the trainer runs it: activations recomputed, logits in chunks that cut through completions."""
     other = Kit(kit.folder)
     other.net.train().gradient_checkpointing_enable({"use_reentrant": False})
-    policy = model.Policy(other.net, other.banned, TEMPERATURE, logit_chunk=3)
+    policy = qwen.Policy(other.net, other.banned, TEMPERATURE, logit_chunk=3)
     assert_same(other.packed(155, policy), kit.expected)
 
 
@@ -183,7 +204,7 @@ def test_compiled_layers_equal_plain_transformers(kit):
     """Two lengths, gradients, and a rollout on the compiled model."""
     other = Kit(kit.folder)
     other.net.train().gradient_checkpointing_enable({"use_reentrant": False})
-    model.compile_layers(other.net)
+    qwen.compile_layers(other.net)
     assert_same(other.packed(1000), kit.expected)
     assert_same(other.packed(155), kit.expected)
     assert [[c.ids for c in g] for g in rollout(other)] == [[c.ids for c in g] for g in rollout(kit)]
@@ -191,8 +212,10 @@ def test_compiled_layers_equal_plain_transformers(kit):
 
 def test_a_model_that_would_mix_up_completions_is_refused(tiny_folder):
     net = transformers.AutoModelForImageTextToText.from_pretrained(tiny_folder(), attn_implementation="sdpa")
-    with pytest.raises(ValueError, match="attention 'sdpa' would mix up packed completions; load it with load_model"):
-        model.between_segments(torch.tensor([[0, 1, 0, 0]]), net)
+    with pytest.raises(
+        ValueError, match="attention 'sdpa' would mix up packed completions; load it with load_model"
+    ):
+        qwen.between_segments(torch.tensor([[0, 1, 0, 0]]), net)
 
 
 @each_family
@@ -203,7 +226,9 @@ def test_vision_windows_in_one_call_per_length_equal_transformers(kit, sizes):
     results = []
     for net in (kit.net, kit.outside):
         pixels = prompt["pixel_values"].clone().requires_grad_()
-        out = torch.cat(net.model.get_image_features(pixels, prompt["image_grid_thw"], return_dict=True).pooler_output)
+        out = torch.cat(
+            net.model.get_image_features(pixels, prompt["image_grid_thw"], return_dict=True).pooler_output
+        )
         way = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
         results.append((out, torch.autograd.grad((out * way).sum(), pixels)[0]))
     for ours, theirs in zip(*results, strict=True):
@@ -214,32 +239,41 @@ def test_vision_windows_in_one_call_per_length_equal_transformers(kit, sizes):
 def test_text_only_rows_leave_the_vision_tower_without_gradient_but_in_the_graph(kit):
     prompt, group = kit.prompts[1], [(s - kit.groups[1][0][0], ids) for s, ids in kit.groups[1]]
     out, gradients, _ = kit.packed(1000, prompts=[prompt], groups=[group])
-    torch.testing.assert_close(out[:10], torch.cat([kit.plain(prompt, ids)[0].detach() for _, ids in group]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        out[:10], torch.cat([kit.plain(prompt, ids)[0].detach() for _, ids in group]), atol=1e-5, rtol=1e-5
+    )
     for name, g in gradients.items():
         assert (".visual." in name) == (g.norm() == 0), name
 
 
 @each_family
 def test_entropy_is_that_of_the_sampled_distribution(kit):
-    (batch,) = model.pack(kit.prompts, kit.groups, kit.net, 1000)
+    (batch,) = qwen.pack(kit.prompts, kit.groups, kit.net, 1000)
     with torch.no_grad():
-        _, entropy = model.Policy(kit.net, kit.banned, TEMPERATURE)(batch)
+        _, entropy = qwen.Policy(kit.net, kit.banned, TEMPERATURE)(batch)
         for prompt, group in zip(kit.prompts, kit.groups, strict=True):
             for start, ids in group:
-                expected = torch.distributions.Categorical(logits=kit.plain(prompt, ids)[1][:, kit.allowed]).entropy()
+                expected = torch.distributions.Categorical(
+                    logits=kit.plain(prompt, ids)[1][:, kit.allowed]
+                ).entropy()
                 where = (batch["token"] >= start) & (batch["token"] < start + len(ids))
                 torch.testing.assert_close(entropy[where], expected, atol=1e-5, rtol=1e-5)
 
 
 @each_family
 def test_two_prompts_with_images_of_one_size_are_not_mixed_up(kit):
-    prompts = [kit.encode(make_row("How many cubes?", picture(seed, 112, 84), picture(seed + 1, 112, 84))) for seed in (10, 20)]
+    prompts = [
+        kit.encode(make_row("How many cubes?", picture(seed, 112, 84), picture(seed + 1, 112, 84)))
+        for seed in (10, 20)
+    ]
     ids = kit.groups[0][2][1]
 
     def logps(prompts, micro_tokens):
-        batches = model.pack(prompts, [[(i * len(ids), ids)] for i in range(len(prompts))], kit.net, micro_tokens)
+        batches = qwen.pack(
+            prompts, [[(i * len(ids), ids)] for i in range(len(prompts))], kit.net, micro_tokens
+        )
         with torch.no_grad():
-            values = [model.Policy(kit.net, kit.banned, TEMPERATURE)(b)[0] for b in batches]
+            values = [qwen.Policy(kit.net, kit.banned, TEMPERATURE)(b)[0] for b in batches]
         return torch.cat(values)[torch.cat([b["token"] for b in batches]).argsort()].view(len(prompts), -1)
 
     apart = torch.cat([logps([p], 1) for p in prompts])
@@ -252,10 +286,10 @@ def test_two_prompts_with_images_of_one_size_are_not_mixed_up(kit):
 @each_family
 def test_what_a_token_can_see(kit):
     """Another token in completion 1 of prompt 2: its own later tokens change, nothing else does."""
-    policy = model.Policy(kit.net, kit.banned, TEMPERATURE)
+    policy = qwen.Policy(kit.net, kit.banned, TEMPERATURE)
 
     def logps(groups):
-        (batch,) = model.pack(kit.prompts, groups, kit.net, 1000)
+        (batch,) = qwen.pack(kit.prompts, groups, kit.net, 1000)
         with torch.no_grad():
             return policy(batch)[0][batch["token"].argsort()]
 
@@ -282,8 +316,12 @@ def test_who_attends_to_whom_by_hand():
         [0, 0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1, 1],
     ]
-    value = torch.eye(7).expand(1, 1, -1, -1)  # (1, H, T, d): what comes out at place t is the mean of the unit vectors it sees
-    seen = model.segments_sdpa(segments)(torch.zeros(1, 1, 7, 7), torch.zeros(1, 1, 7, 7), value, 1.0, 0)[0, :, 0]  # (T, d)
+    value = torch.eye(7).expand(
+        1, 1, -1, -1
+    )  # (1, H, T, d): what comes out at place t is the mean of the unit vectors it sees
+    seen = qwen.segments_sdpa(segments)(torch.zeros(1, 1, 7, 7), torch.zeros(1, 1, 7, 7), value, 1.0, 0)[
+        0, :, 0
+    ]  # (T, d)
     assert (seen > 0).int().tolist() == expected
     torch.testing.assert_close(seen.sum(1), torch.ones(7))
 
@@ -296,7 +334,10 @@ def one_by_one(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal):
         keys, values = (x[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scaling
         if causal:
-            scores = scores.masked_fill(~torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1]), -torch.inf)
+            scores = scores.masked_fill(
+                ~torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1]),
+                -torch.inf,
+            )
         out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
     return torch.cat(out)
 
@@ -304,7 +345,7 @@ def one_by_one(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal):
 @each_family
 def test_the_way_to_the_varlen_kernel(kit, monkeypatch):
     """The kernel itself needs a GPU; what goes into it and what comes out is checked with a loop in its place."""
-    monkeypatch.setattr(model, "varlen", one_by_one)
+    monkeypatch.setattr(qwen, "varlen", one_by_one)
     other = Kit(kit.folder)
     other.net.config._attn_implementation = "segments_flash_varlen"
     assert_same(other.packed(155), kit.expected)
@@ -313,11 +354,16 @@ def test_the_way_to_the_varlen_kernel(kit, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_varlen_kernel_equals_sdpa():
     """bfloat16 against float32 sdpa: values and gradients within the 2^-8 relative error of a bfloat16 number, times a few."""
-    segments = torch.tensor([[0, 40, 0, 0], [40, 30, 0, 40], [70, 7, 0, 40], [77, 90, 0, 0], [167, 1, 77, 90], [168, 64, 77, 90]]).cuda()
+    segments = torch.tensor(
+        [[0, 40, 0, 0], [40, 30, 0, 40], [70, 7, 0, 40], [77, 90, 0, 0], [167, 1, 77, 90], [168, 64, 77, 90]]
+    ).cuda()
     q, k, v = (torch.randn(1, h, 232, 64, device="cuda", requires_grad=True) for h in (6, 2, 2))
     way = torch.randn(1, 232, 6, 64, device="cuda")
     results = []
-    for attend, dtype in ((model.segments_sdpa(segments), torch.float32), (model.segments_varlen(segments), torch.bfloat16)):
+    for attend, dtype in (
+        (qwen.segments_sdpa(segments), torch.float32),
+        (qwen.segments_varlen(segments), torch.bfloat16),
+    ):
         out = attend(q.to(dtype), k.to(dtype), v.to(dtype), 0.125, 0).float()
         results.append((out, *torch.autograd.grad((out * way).sum(), (q, k, v))))
     for exact, rounded in zip(*results, strict=True):
@@ -330,16 +376,29 @@ def test_the_varlen_kernel_equals_sdpa():
 
 
 @each_family
-@pytest.mark.parametrize("sizes", [[], [(56, 56)], [(112, 84), (56, 84)], [(100, 75)], [(640, 480)], [(20, 20)]])
+@pytest.mark.parametrize(
+    "sizes", [[], [(56, 56)], [(112, 84), (56, 84)], [(100, 75)], [(640, 480)], [(20, 20)]]
+)
 def test_encode_prompt_equals_the_processor(kit, sizes):
     images = [picture(i, *size) for i, size in enumerate(sizes)]
-    prompt = data.encode_prompt(make_row("How many cubes?", *images), kit.processor, "think", max_pixels=40000)
+    prompt = data.encode_prompt(
+        make_row("How many cubes?", *images), kit.processor, "think", max_pixels=40000
+    )
     instruction = "  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
-    text = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-            + "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
-            + "How many cubes?" + instruction + "<|im_end|>\n<|im_start|>assistant\n")  # fmt: skip
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        + "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
+        + "How many cubes?"
+        + instruction
+        + "<|im_end|>\n<|im_start|>assistant\n"
+    )
     resized = prompt["row"]["images"]
-    full = kit.processor(text=[text], images=resized or None, return_tensors="pt", size={"shortest_edge": 3136, "longest_edge": 40000})
+    full = kit.processor(
+        text=[text],
+        images=resized or None,
+        return_tensors="pt",
+        size={"shortest_edge": 3136, "longest_edge": 40000},
+    )
     assert prompt["input_ids"] == full["input_ids"][0].tolist()
     assert prompt["token_ids"] == kit.processor.tokenizer(text, add_special_tokens=False).input_ids
     for key in ("pixel_values", "image_grid_thw"):
@@ -347,43 +406,59 @@ def test_encode_prompt_equals_the_processor(kit, sizes):
     unit = 2 * kit.processor.image_processor.patch_size  # one visual token is unit x unit pixels
     visual = sum(im.width * im.height // unit**2 for im in resized)
     assert prompt["input_ids"].count(kit.net.config.image_token_id) == visual
-    assert all(im.width % unit == im.height % unit == 0 and 3136 <= im.width * im.height <= 40000 for im in resized)
+    assert all(
+        im.width % unit == im.height % unit == 0 and 3136 <= im.width * im.height <= 40000 for im in resized
+    )
 
 
 @each_family
 def test_banned_ids(kit):
     tokenizer, rows = kit.processor.tokenizer, kit.net.config.get_text_config().vocab_size
-    assert kit.net.get_output_embeddings().weight.shape[0] == rows > len(tokenizer)  # there is padding of the vocabulary
+    assert (
+        kit.net.get_output_embeddings().weight.shape[0] == rows > len(tokenizer)
+    )  # there is padding of the vocabulary
     assert set(range(len(tokenizer), rows)) < set(kit.banned)
-    specials = {t: tokenizer.convert_tokens_to_ids(t) for t in model.SPECIAL_TOKENS}
-    assert {t for t, i in specials.items() if i in kit.banned} == set(specials) - {"<|im_end|>", "<|endoftext|>"}
+    specials = {t: tokenizer.convert_tokens_to_ids(t) for t in qwen.SPECIAL_TOKENS}
+    assert {t for t, i in specials.items() if i in kit.banned} == set(specials) - {
+        "<|im_end|>",
+        "<|endoftext|>",
+    }
     assert kit.end == [specials["<|im_end|>"], specials["<|endoftext|>"]]
-    assert len(kit.banned) == len(specials) - 2 + rows - len(tokenizer)  # and nothing else: any ordinary text can be written
+    assert len(kit.banned) == len(specials) - 2 + rows - len(
+        tokenizer
+    )  # and nothing else: any ordinary text can be written
 
 
 @one_family
 def test_added_tokens_that_are_not_special_stay_allowed(kit):
-    processor = model.load_processor(kit.folder)
+    processor = qwen.load_processor(kit.folder)
     processor.tokenizer.add_tokens(["<think>", "</think>"])
-    assert not set(processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) & set(model.banned_ids(kit.net.config, processor))
+    assert not set(processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) & set(
+        qwen.banned_ids(kit.net.config, processor)
+    )
 
 
 def test_load_errors_name_the_remedy(tmp_path, tiny_folder):
     folder = str(tmp_path / "nothing")
-    for load in (model.load_model, model.load_processor):
-        with pytest.raises(SystemExit, match=f"^model: no config.json in '{folder}'; name a checkpoint .* python model.py {folder}$"):
+    for load in (qwen.load_model, qwen.load_processor):
+        with pytest.raises(
+            SystemExit,
+            match=f"^model: no config.json in '{folder}'; name a checkpoint .* python qwen.py {folder}$",
+        ):
             load(folder)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(SystemExit, match="is a 'llama' checkpoint; this code trains qwen2_vl, qwen2_5_vl, qwen3_vl$"):
-        model.load_model(str(tmp_path))
+    with pytest.raises(
+        SystemExit, match="is a 'llama' checkpoint; this code trains qwen2_vl, qwen2_5_vl, qwen3_vl$"
+    ):
+        qwen.load_model(str(tmp_path))
     with pytest.raises(SystemExit, match="^dtype: 'half' is none of float32, bfloat16, float16$"):
-        model.load_model(tiny_folder(), "half")
+        qwen.load_model(tiny_folder(), "half")
     with pytest.raises(SystemExit, match="^attn: 'flash' is none of auto, sdpa, varlen"):
-        model.load_model(tiny_folder(), attn="flash")
+        qwen.load_model(tiny_folder(), attn="flash")
     with pytest.raises(SystemExit, match="^attn: varlen needs .* set attn='sdpa'$"):
-        model.load_model(tiny_folder(), attn="varlen")
+        qwen.load_model(tiny_folder(), attn="varlen")
     with pytest.raises(SystemExit, match="^family: 'gpt2' is none of qwen2_vl"):
-        model.build_tiny(str(tmp_path), [], "gpt2")
+        qwen.build_tiny(str(tmp_path), [], "gpt2")
 
 
 # -----------------------------------------------------------------------------
@@ -393,9 +468,22 @@ def test_load_errors_name_the_remedy(tmp_path, tiny_folder):
 SEEDS = [100, 200, 300, 400]
 
 
-def rollout(kit, prompts=None, n=3, seeds=SEEDS, temperature=TEMPERATURE, top_p=1.0, top_k=0, max_tokens=8, end=None, **more):
+def rollout(
+    kit,
+    prompts=None,
+    n=3,
+    seeds=SEEDS,
+    temperature=TEMPERATURE,
+    top_p=1.0,
+    top_k=0,
+    max_tokens=8,
+    end=None,
+    **more,
+):
     prompts = kit.prompts if prompts is None else prompts
-    return sampling.rollout_hf(kit.net, prompts, n, seeds, temperature, top_p, top_k, max_tokens, kit.banned, end or kit.end, **more)
+    return sampling.rollout_hf(
+        kit.net, prompts, n, seeds, temperature, top_p, top_k, max_tokens, kit.banned, end or kit.end, **more
+    )
 
 
 def assert_logps_are_the_policys(kit, groups, temperature=TEMPERATURE):
@@ -407,11 +495,13 @@ def assert_logps_are_the_policys(kit, groups, temperature=TEMPERATURE):
             completions[-1].append((start, c.ids))
             start += len(c.ids)
     logps = torch.tensor([x for group in groups for c in group for x in c.logps])
-    policy = model.Policy(kit.net, kit.banned, temperature)
+    policy = qwen.Policy(kit.net, kit.banned, temperature)
     with torch.no_grad():
-        for batch in model.pack(kit.prompts, completions, kit.net, 1000):
+        for batch in qwen.pack(kit.prompts, completions, kit.net, 1000):
             torch.testing.assert_close(policy(batch)[0], logps[batch["token"]], atol=1e-5, rtol=1e-5)
-        plain = torch.cat([kit.plain(p, c.ids)[0] for p, group in zip(kit.prompts, groups, strict=True) for c in group])
+        plain = torch.cat(
+            [kit.plain(p, c.ids)[0] for p, group in zip(kit.prompts, groups, strict=True) for c in group]
+        )
     if temperature == TEMPERATURE:
         torch.testing.assert_close(logps, plain, atol=1e-5, rtol=1e-5)
 
@@ -421,7 +511,9 @@ def test_rollout_logps_are_the_policys(kit):
     """Prompts of four lengths with 0, 1 and 2 images in one batch: padding is in play."""
     groups = rollout(kit)
     assert [len(g) for g in groups] == [3] * 4 and len({len(p["input_ids"]) for p in kit.prompts}) == 4
-    assert all(len(c.ids) == len(c.logps) <= 8 and not set(c.ids) & set(kit.banned) for g in groups for c in g)
+    assert all(
+        len(c.ids) == len(c.logps) <= 8 and not set(c.ids) & set(kit.banned) for g in groups for c in g
+    )
     assert_logps_are_the_policys(kit, groups)
 
 
@@ -429,10 +521,13 @@ SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01}
 
 
 @one_family
-@pytest.mark.parametrize("shipped", [
-    pytest.param(SHIPPED, id="sampling"),
-    pytest.param(SHIPPED | {"repetition_penalty": 1.05}, id="repetition_penalty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shipped",
+    [
+        pytest.param(SHIPPED, id="sampling"),
+        pytest.param(SHIPPED | {"repetition_penalty": 1.05}, id="repetition_penalty"),
+    ],
+)
 def test_rollout_ignores_the_checkpoints_generation_config(kit, shipped, monkeypatch):
     """Published Qwen checkpoints carry a top_k of 1, a top_p, a temperature and a repetition penalty; the knobs of the run decide."""
     before = rollout(kit)
@@ -481,13 +576,23 @@ def test_the_end_token_ends_it(kit):
     assert_logps_are_the_policys(kit, groups)
     # what came before the end does not depend on where others ended
     free = [c.ids for g in rollout(kit, n=8) for c in g]
-    assert all(ids[: len(c.ids)] == c.ids for ids, c in zip(free, [c for g in groups for c in g], strict=True))
+    assert all(
+        ids[: len(c.ids)] == c.ids for ids, c in zip(free, [c for g in groups for c in g], strict=True)
+    )
 
 
 def test_cut_by_hand():
     end = [7, 9]  # <|im_end|>, <|endoftext|>
-    assert sampling.cut([1, 2, 7, 9, 9], [-1.0, -2.0, -3.0, 0.0, 0.0], end) == ([1, 2, 7], [-1.0, -2.0, -3.0], True)
-    assert sampling.cut([1, 9, 9, 9], [-1.0, -2.0, 0.0, 0.0], end) == ([1, 9], [-1.0, -2.0], True)  # <|endoftext|> ends it, too
+    assert sampling.cut([1, 2, 7, 9, 9], [-1.0, -2.0, -3.0, 0.0, 0.0], end) == (
+        [1, 2, 7],
+        [-1.0, -2.0, -3.0],
+        True,
+    )
+    assert sampling.cut([1, 9, 9, 9], [-1.0, -2.0, 0.0, 0.0], end) == (
+        [1, 9],
+        [-1.0, -2.0],
+        True,
+    )  # <|endoftext|> ends it, too
     assert sampling.cut([7, 1], [-1.0, -2.0], end) == ([7], [-1.0], True)
     assert sampling.cut([1, 2, 3], [-1.0, -2.0, -3.0], end) == ([1, 2, 3], [-1.0, -2.0, -3.0], False)
     assert sampling.cut([1, 2, 7], [-1.0, -2.0, -3.0], end).finished  # the last token that was allowed
@@ -509,10 +614,14 @@ def test_first_tokens_have_the_frequencies_of_the_softmax(kit, top_k):
     """2,000 seeded draws; with top_k the 12 most probable tokens, renormalised."""
     n, prompt = 2000, kit.prompts[1]
     seeds = [1000 * i for i in range(10)]
-    drawn = rollout(kit, [prompt] * 10, n=n // 10, seeds=seeds, temperature=0.4, top_k=top_k, max_tokens=1, batch=400)
+    drawn = rollout(
+        kit, [prompt] * 10, n=n // 10, seeds=seeds, temperature=0.4, top_k=top_k, max_tokens=1, batch=400
+    )
     counts = torch.bincount(torch.tensor([c.ids[0] for g in drawn for c in g]), minlength=1024).double()
     with torch.no_grad():
-        logits = kit.plain(prompt, [kit.end[0]])[1][0].double() * TEMPERATURE / 0.4  # log-probs at 0.7 -> logits at 0.4
+        logits = (
+            kit.plain(prompt, [kit.end[0]])[1][0].double() * TEMPERATURE / 0.4
+        )  # log-probs at 0.7 -> logits at 0.4
     p = torch.zeros(1024, dtype=torch.float64)
     p[kit.allowed] = logits[kit.allowed].softmax(-1)
     if top_k:
@@ -536,8 +645,15 @@ def test_greedy_equals_transformers_own(kit):
         vision = {k: prompt[k] for k in ("pixel_values", "image_grid_thw") if prompt[k] is not None}
         types = (ids == kit.net.config.image_token_id).int()
         out = kit.outside.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, do_sample=False, suppress_tokens=kit.banned,
-            eos_token_id=kit.end, pad_token_id=kit.end[1], max_new_tokens=12, **vision,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=types,
+            do_sample=False,
+            suppress_tokens=kit.banned,
+            eos_token_id=kit.end,
+            pad_token_id=kit.end[1],
+            max_new_tokens=12,
+            **vision,
+        )
         assert completion.ids == out[0, ids.shape[1] :].tolist()
     assert_logps_are_the_policys(kit, groups, temperature=1.0)

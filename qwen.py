@@ -1,7 +1,7 @@
 """The policy: load any Qwen-VL checkpoint by its config.json, run packed groups through it, build the tiny model.
 
-    python model.py out/tiny                        # a real Qwen2.5-VL of 0.7 M parameters, random weights
-    python model.py out/tiny --family=qwen2_vl      # or qwen2_vl, qwen3_vl
+    python qwen.py out/tiny                        # a real Qwen2.5-VL of 0.7 M parameters, random weights
+    python qwen.py out/tiny --family=qwen2_vl      # or qwen2_vl, qwen3_vl
 
 The G completions of a prompt share the prompt and its images. Instead of G rows [prompt | completion], a group is ONE
 stretch of tokens [prompt | c_1 | ... | c_G]: images encoded once, prompt read once, G(P+C) tokens become P+GC. All groups of a
@@ -24,9 +24,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import common
+
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-                  "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,15 +51,21 @@ def check_model_folder(path: str) -> str:
     if not config_file.is_file():
         if not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "/", "out/")):
             return "hub id"  # looks like org/name: transformers will fetch it, and say so if it cannot
-        raise SystemExit(f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, "
-                         f"or make the tiny model with: python model.py {path}")  # fmt: skip
+        raise SystemExit(
+            f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, "
+            f"or make the tiny model with: python qwen.py {path}"
+        )
     family = json.loads(config_file.read_text()).get("model_type")
     if family not in FAMILIES:
-        raise SystemExit(f"model: '{path}' is a '{family}' checkpoint; this code trains {', '.join(FAMILIES)}")
+        raise SystemExit(
+            f"model: '{path}' is a '{family}' checkpoint; this code trains {', '.join(FAMILIES)}"
+        )
     return family
 
 
-def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: str = "cpu", say=print) -> nn.Module:
+def load_model(
+    path: str, dtype: str = "bfloat16", attn: str = "auto", device: str = "cpu", say=print
+) -> nn.Module:
     """The transformers model of a Qwen-VL checkpoint folder (or hub id), chosen by config.json, on `device`."""
     from transformers import AutoModelForImageTextToText
 
@@ -59,8 +75,12 @@ def load_model(path: str, dtype: str = "bfloat16", attn: str = "auto", device: s
     kernel = attention_kernel(attn, dtype, str(device))
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
     register_attention()
-    model.config._attn_implementation = f"segments_flash_{kernel}"  # from_pretrained itself takes no name of ours
-    say(f"model: {type(model).__name__} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {dtype}, attention {kernel}")
+    model.config._attn_implementation = (
+        f"segments_flash_{kernel}"  # from_pretrained itself takes no name of ours
+    )
+    say(
+        f"model: {type(model).__name__} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {dtype}, attention {kernel}"
+    )
     return model.to(device)
 
 
@@ -74,7 +94,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
 
     model.requires_grad_(False)
     layers = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=layers), model)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=layers), model
+    )
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -134,7 +156,9 @@ def banned_ids(model_config, processor) -> list[int]:
 # -----------------------------------------------------------------------------
 
 
-def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], model: nn.Module, micro_tokens: int) -> list[dict]:
+def pack(
+    prompts: list[dict], completions: list[list[tuple[int, list[int]]]], model: nn.Module, micro_tokens: int
+) -> list[dict]:
     """Micro-batches that hold every completion of every group once.
 
     prompts:      encoded prompts (data.encode_prompt): `input_ids` with expanded image placeholders, `pixel_values`, `image_grid_thw`
@@ -161,7 +185,9 @@ def pack(prompts: list[dict], completions: list[list[tuple[int, list[int]]]], mo
         if part:
             blocks.append((prompt, part, len(prompt["input_ids"]) + used))
     batches = []
-    for block in sorted(blocks, key=lambda b: -b[2]):  # long with long: sdpa pads the segments of a micro-batch to one length
+    for block in sorted(
+        blocks, key=lambda b: -b[2]
+    ):  # long with long: sdpa pads the segments of a micro-batch to one length
         if batches and sum(b[2] for b in batches[-1]) + block[2] <= micro_tokens:
             batches[-1].append(block)
         else:
@@ -194,26 +220,34 @@ def collate(blocks: list[tuple], model: nn.Module) -> dict:
         # Under ZeRO-3 all ranks gather weights module by module, in step: one that skips the vision tower makes the others wait for
         # ever. So a blank image of one visual token takes part, as a prompt of its own: no response token sees it, its gradient is 0.
         tower = model.model.visual.config
-        pixels.append(torch.zeros(4, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2))  # 2 x 2 patches
+        pixels.append(
+            torch.zeros(4, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2)
+        )  # 2 x 2 patches
         grids.append(torch.tensor([[1, 2, 2]]))
         segments.append((len(input_ids), 1, 0, 0))
         input_ids.append(model.config.image_token_id)
         positions.append(torch.zeros(3, 1, dtype=torch.long))
     return {
-        "input_ids": torch.tensor([input_ids]), "position_ids": torch.cat(positions, 1)[:, None], "segments": torch.tensor(segments),
-        "at": torch.tensor(at), "target": torch.tensor(target), "token": torch.tensor(token),
+        "input_ids": torch.tensor([input_ids]),
+        "position_ids": torch.cat(positions, 1)[:, None],
+        "segments": torch.tensor(segments),
+        "at": torch.tensor(at),
+        "target": torch.tensor(target),
+        "token": torch.tensor(token),
         "pixel_values": torch.cat(pixels),  # (patches, patch values), in the order of the placeholders
         "image_grid_thw": torch.cat(grids),  # (images, 3)
-    }  # fmt: skip
+    }
 
 
 def prompt_positions(prompt: dict, model: nn.Module) -> torch.Tensor:
     """M-RoPE positions (3, P) of an encoded prompt: time, height and width index of every token."""
     ids = torch.tensor([prompt["input_ids"]])  # (1, P)
     positions, _ = model.model.get_rope_index(
-        ids, image_grid_thw=prompt["image_grid_thw"], attention_mask=torch.ones_like(ids),
+        ids,
+        image_grid_thw=prompt["image_grid_thw"],
+        attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == model.config.image_token_id).int(),
-    )  # fmt: skip
+    )
     return positions[:, 0]
 
 
@@ -232,8 +266,18 @@ def attention_kernel(name: str, dtype: str, device: str) -> str:
     return "varlen" if able and name != "sdpa" else "sdpa"
 
 
-def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask=None, scaling=None,
-              attend=None, cu_seq_lens_q=None, max_length_q=None, **kwargs) -> tuple[torch.Tensor, None]:  # fmt: skip
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask=None,
+    scaling=None,
+    attend=None,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
     """What transformers calls in every layer. query (B, H, T, d), key and value (B, Hkv, T, d); returns (B, T, H, d).
 
     The vision tower names its images or windows (cu_seq_lens_q, their bounds); our own forward passes hand in `attend`, a function of
@@ -241,7 +285,9 @@ def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: 
     """
     if cu_seq_lens_q is not None:
         varlen = module.config._attn_implementation == "segments_flash_varlen"
-        return (windows_varlen if varlen else windows_sdpa)(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
+        return (windows_varlen if varlen else windows_sdpa)(
+            query, key, value, scaling, cu_seq_lens_q, max_length_q
+        ), None
     if attend is not None:
         return attend(query, key, value, scaling, module.layer_idx), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -263,7 +309,9 @@ def between_segments(segments: torch.Tensor, model: nn.Module):
     """attend(query, key, value, scaling, layer) for a packed micro-batch with these segments (n, 4); see `pack`. CPU-GPU sync."""
     kernel = model.config._attn_implementation
     if not kernel.startswith("segments_flash_"):
-        raise ValueError(f"a model with attention '{kernel}' would mix up packed completions; load it with load_model")
+        raise ValueError(
+            f"a model with attention '{kernel}' would mix up packed completions; load it with load_model"
+        )
     return (segments_varlen if kernel == "segments_flash_varlen" else segments_sdpa)(segments)
 
 
@@ -274,24 +322,35 @@ def segments_sdpa(segments: torch.Tensor):
     W, C = int(prompt[:, 1].max()), int(answer[:, 1].max()) if len(answer) else 0
     w, c = torch.arange(W, device=device), torch.arange(C, device=device)
     last = int(segments[:, :2].sum(1).max()) - 1
-    prompt_at = (prompt[:, :1] + w).clamp_max(last)  # (n, W) places in T; beyond the end of a segment whatever stands there
+    prompt_at = (prompt[:, :1] + w).clamp_max(
+        last
+    )  # (n, W) places in T; beyond the end of a segment whatever stands there
     answer_at = (answer[:, :1] + c).clamp_max(last)  # (S, C)
     key_at = torch.cat([(answer[:, 2:3] + w).clamp_max(last), answer_at], 1)  # (S, W + C)
     before = w < answer[:, 3:4]  # (S, W) is it a token of the prompt?
     if before.all():
         before = before[:1]  # one mask for all
     own = torch.ones(C, C, dtype=torch.bool, device=device).tril()
-    mask = torch.cat([before[:, None].expand(-1, C, -1), own.expand(len(before), -1, -1)], 2)[:, None]  # (S or 1, 1, C, W + C)
+    mask = torch.cat([before[:, None].expand(-1, C, -1), own.expand(len(before), -1, -1)], 2)[
+        :, None
+    ]  # (S or 1, 1, C, W + C)
     # padding is only ever seen by padding, which is dropped here: place in T -> place among the padded results
     back = torch.cat([prompt_at[w < prompt[:, 1:2]], answer_at[c < answer[:, 1:2]]]).argsort()  # (T,)
-    real = torch.cat([(w < prompt[:, 1:2]).flatten(), (c < answer[:, 1:2]).flatten()]).nonzero()[:, 0][back]  # (T,)
+    real = torch.cat([(w < prompt[:, 1:2]).flatten(), (c < answer[:, 1:2]).flatten()]).nonzero()[:, 0][
+        back
+    ]  # (T,)
 
     def attend(query, key, value, scaling, layer):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or Hkv, d)
 
         def part(q_at, k_at, **how):
-            rows = (x.index_select(0, i.flatten()).unflatten(0, i.shape).transpose(1, 2) for x, i in ((q, q_at), (k, k_at), (v, k_at)))
-            out = F.scaled_dot_product_attention(*rows, scale=scaling, enable_gqa=True, **how)  # (n, H, length, d)
+            rows = (
+                x.index_select(0, i.flatten()).unflatten(0, i.shape).transpose(1, 2)
+                for x, i in ((q, q_at), (k, k_at), (v, k_at))
+            )
+            out = F.scaled_dot_product_attention(
+                *rows, scale=scaling, enable_gqa=True, **how
+            )  # (n, H, length, d)
             return out.transpose(1, 2).flatten(0, 1)  # (n * length, H, d)
 
         out = part(prompt_at, prompt_at, is_causal=True)
@@ -335,7 +394,9 @@ def varlen(q, k, v, cu_q, cu_k, max_q: int, max_k: int, scaling: float, causal: 
     from torch.nn.attention.varlen import varlen_attn
 
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scaling, window_size=(-1, 0) if causal else (-1, -1))
+    return varlen_attn(
+        q, k, v, cu_q, cu_k, max_q, max_k, scale=scaling, window_size=(-1, 0) if causal else (-1, -1)
+    )
 
 
 def windows_sdpa(query, key, value, scaling, bounds, longest):
@@ -347,8 +408,13 @@ def windows_sdpa(query, key, value, scaling, bounds, longest):
     sizes, order, out = lengths.unique().tolist(), [], []
     for n in sizes:
         at = bounds[:-1][lengths == n, None] + torch.arange(n, device=bounds.device)  # (windows, n)
-        q, k, v = (x[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
-        out.append(F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))  # (windows * n, H, d)
+        q, k, v = (
+            x[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        out.append(
+            F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1)
+        )  # (windows * n, H, d)
         order.append(at.flatten())
     return torch.cat(out).index_select(0, torch.cat(order).argsort())[None]
 
@@ -360,8 +426,9 @@ def windows_varlen(query, key, value, scaling, bounds, longest):
     return varlen(q, k, v, bounds, bounds, longest, longest, scaling, causal=False)[None]
 
 
-def token_logprobs(logits: torch.Tensor, target: torch.Tensor, temperature: float,
-                   banned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def token_logprobs(
+    logits: torch.Tensor, target: torch.Tensor, temperature: float, banned: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs (n,) of `target` (n,) and entropy (n,) under softmax(logits / temperature) without the banned ids.
 
     logits (n, V) before temperature, banned (V,) bool. This is the distribution the sampler draws from (top_p = 1).
@@ -391,20 +458,82 @@ class Policy(nn.Module):
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs (N,) of the response tokens, with gradient, and their entropies (N,) in nats, without."""
         hidden = self.model.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
             attend=between_segments(batch["segments"], self.model),
-            pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
-        ).last_hidden_state  # (1, T, D)  # fmt: skip
-        hidden = hidden[0].index_select(0, batch["at"])  # (N, D): logits only where a response token is predicted
+            pixel_values=batch["pixel_values"],
+            image_grid_thw=batch["image_grid_thw"],
+        ).last_hidden_state  # (1, T, D)
+        hidden = hidden[0].index_select(
+            0, batch["at"]
+        )  # (N, D): logits only where a response token is predicted
         # (chunk, V) logits at a time, recomputed in the backward pass: (N, V) in float32 would be 5 GB for 8 k tokens of Qwen
-        chunk = self.logit_chunk or (512 if hidden.device.type == "cpu" else 2048)  # CPUs: as much as stays in their cache
-        chunks = -(-batch.get("logit_tokens", len(hidden)) // chunk)  # the same number on all ranks: common.same_count
+        chunk = self.logit_chunk or (
+            512 if hidden.device.type == "cpu" else 2048
+        )  # CPUs: as much as stays in their cache
+        chunks = -(
+            -batch.get("logit_tokens", len(hidden)) // chunk
+        )  # the same number on all ranks: same_count
         parts = [
-            checkpoint(lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned), h, t, use_reentrant=False)
+            checkpoint(
+                lambda h, t: token_logprobs(self.model.lm_head(h), t, self.temperature, self.banned),
+                h,
+                t,
+                use_reentrant=False,
+            )
             for h, t in zip(hidden.tensor_split(chunks), batch["target"].tensor_split(chunks), strict=True)
         ]
         logp, entropy = (torch.cat(p) for p in zip(*parts, strict=True))
         return logp, entropy
+
+
+def same_count(batches: list[dict]) -> tuple[list[dict], list[float]]:
+    """Repeat the last micro-batch until all ranks have equally many, and the weights (1 real, 0 filler) of each. ALL RANKS.
+
+    ZeRO exchanges gradients and weights in every forward and backward pass, ZeRO-3 at every module: a rank with fewer
+    micro-batches, or fewer calls of lm_head in one (`logit_tokens`, on which their number depends), would hang the rest.
+    """
+    sizes = common.all_gather([len(batch["target"]) for batch in batches])
+    most = max(len(s) for s in sizes)
+    padded = [s + s[-1:] * (most - len(s)) for s in sizes]
+    filled = batches + batches[-1:] * (most - len(batches))
+    filled = [batch | {"logit_tokens": max(s[m] for s in padded)} for m, batch in enumerate(filled)]
+    return filled, [1.0] * len(batches) + [0.0] * (most - len(batches))
+
+
+class TokenBudget:
+    """Tokens of one forward and backward pass: the knob micro_tokens, or with 0 what the GPU's free memory holds (8,192 on a CPU).
+
+    How much memory a token takes is measured in every step; the first one starts with 4,096 tokens.
+    """
+
+    def __init__(self, micro_tokens: int, device):
+        self.fixed = micro_tokens or (0 if device.type == "cuda" else 8192)
+        self.per_token = self.before = 0.0
+
+    def tokens(self) -> int:
+        """To be called before the micro-batches of a step are made."""
+        if self.fixed:
+            return self.fixed
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+        free = (
+            torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - self.before
+        )  # what torch keeps in reserve is free, too
+        return tokens_that_fit(free, self.per_token)
+
+    def learn(self, batches: list[dict]) -> None:
+        """To be called after the last backward pass of a step and before its optimizer step, with its micro-batches."""
+        if not self.fixed:
+            self.per_token = (torch.cuda.max_memory_allocated() - self.before) / max(
+                b["input_ids"].numel() for b in batches
+            )
+
+
+def tokens_that_fit(free: float, per_token: float) -> int:
+    """Tokens for `free` bytes at `per_token` bytes each (0 = not known yet), a quarter left for fragmentation and longer rows."""
+    return min(max(int(0.75 * free / per_token), 1024), 65536) if per_token else 4096
 
 
 def to_device(batch: dict, device) -> dict:
@@ -436,22 +565,52 @@ def tiny_processor(corpus: list[str], family: str):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: any text can be encoded
-    settings = {"vocab_size": 1024, "min_frequency": 2, "special_tokens": SPECIAL_TOKENS, "initial_alphabet": alphabet}
+    settings = {
+        "vocab_size": 1024,
+        "min_frequency": 2,
+        "special_tokens": SPECIAL_TOKENS,
+        "initial_alphabet": alphabet,
+    }
     bpe.train_from_iterator(corpus, trainers.BpeTrainer(show_progress=False, **settings))
     tokenizer = tf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE,
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-                              "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"},
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+    )
     patch = 16 if family == "qwen3_vl" else 14
-    images = tf.Qwen2VLImageProcessor(patch_size=patch, size={"shortest_edge": 4 * patch**2, "longest_edge": 16384 * 4 * patch**2})
-    kind = {"qwen2_vl": tf.Qwen2VLProcessor, "qwen2_5_vl": tf.Qwen2_5_VLProcessor, "qwen3_vl": tf.Qwen3VLProcessor}[family]
+    images = tf.Qwen2VLImageProcessor(
+        patch_size=patch, size={"shortest_edge": 4 * patch**2, "longest_edge": 16384 * 4 * patch**2}
+    )
+    kind = {
+        "qwen2_vl": tf.Qwen2VLProcessor,
+        "qwen2_5_vl": tf.Qwen2_5_VLProcessor,
+        "qwen3_vl": tf.Qwen3VLProcessor,
+    }[family]
     video = tf.Qwen3VLVideoProcessor if family == "qwen3_vl" else tf.Qwen2VLVideoProcessor
-    return kind(image_processor=images, tokenizer=tokenizer, video_processor=video(patch_size=patch), chat_template=CHAT_TEMPLATE)
+    return kind(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=video(patch_size=patch),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
-def build_tiny(path: str, corpus: list[str], family: str = "qwen2_5_vl", hidden: int = 96, layers: int = 3, vision_layers: int = 2,
-               seed: int = 0) -> None:  # fmt: skip
+def build_tiny(
+    path: str,
+    corpus: list[str],
+    family: str = "qwen2_5_vl",
+    hidden: int = 96,
+    layers: int = 3,
+    vision_layers: int = 2,
+    seed: int = 0,
+) -> None:
     """Write a randomly initialised Qwen-VL of about 0.7 M parameters to `path`, as transformers and vLLM load it.
 
     Head size 32 (the smallest that vLLM's CPU attention takes), so `hidden` must be a multiple of 32.
@@ -467,23 +626,43 @@ def build_tiny(path: str, corpus: list[str], family: str = "qwen2_5_vl", hidden:
     # narrow as this one learns to count what there is and stays blind to colour and shape
     init = hidden**-0.5
     text = {
-        "vocab_size": -(-(len(processor.tokenizer) + 1) // 64) * 64,  # padded, as Qwen's is: some rows belong to no token
+        "vocab_size": -(-(len(processor.tokenizer) + 1) // 64)
+        * 64,  # padded, as Qwen's is: some rows belong to no token
         "initializer_range": init,
-        "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 32,
-        "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-        "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-    }  # fmt: skip
-    vision = {"depth": vision_layers, "num_heads": hidden // 32, "spatial_merge_size": 2, "temporal_patch_size": 2,
-              "initializer_range": init}  # fmt: skip
+    }
+    vision = {
+        "depth": vision_layers,
+        "num_heads": hidden // 32,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "initializer_range": init,
+    }
     if family == "qwen2_vl":
         vision |= {"embed_dim": hidden, "hidden_size": hidden, "mlp_ratio": 2, "patch_size": 14}
     else:
         vision |= {"hidden_size": hidden, "intermediate_size": 2 * hidden, "out_hidden_size": hidden}
         if family == "qwen2_5_vl":
-            vision |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": list(range(1, vision_layers, 2))}
+            vision |= {
+                "patch_size": 14,
+                "window_size": 112,
+                "fullatt_block_indexes": list(range(1, vision_layers, 2)),
+            }
         else:
-            text["rope_parameters"]["mrope_interleaved"] = True  # as in every Qwen3-VL; vLLM asks the config, transformers assumes it
+            text["rope_parameters"]["mrope_interleaved"] = (
+                True  # as in every Qwen3-VL; vLLM asks the config, transformers assumes it
+            )
             vision |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
     config, kind = {
         "qwen2_vl": (tf.Qwen2VLConfig, tf.Qwen2VLForConditionalGeneration),
@@ -492,10 +671,17 @@ def build_tiny(path: str, corpus: list[str], family: str = "qwen2_5_vl", hidden:
     }[family]
     if family == "qwen2_vl":
         text.pop("head_dim")
-    model = kind(config(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-    ))  # fmt: skip
+    model = kind(
+        config(
+            text_config=text,
+            vision_config=vision,
+            tie_word_embeddings=True,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+        )
+    )
     model.generation_config.eos_token_id = end_ids(processor)
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     os.makedirs(path, exist_ok=True)
@@ -509,7 +695,9 @@ if __name__ == "__main__":
     flags = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--") and "=" in a)
     paths = [a for a in sys.argv[1:] if not a.startswith("--")]
     if len(paths) != 1 or set(flags) - {"family", "seed"}:
-        raise SystemExit("usage: python model.py FOLDER [--family=qwen2_vl|qwen2_5_vl|qwen3_vl] [--seed=0]")
-    build_tiny(paths[0], data.tiny_corpus(), flags.get("family", "qwen2_5_vl"), seed=int(flags.get("seed", 0)))
+        raise SystemExit("usage: python qwen.py FOLDER [--family=qwen2_vl|qwen2_5_vl|qwen3_vl] [--seed=0]")
+    build_tiny(
+        paths[0], data.tiny_corpus(), flags.get("family", "qwen2_5_vl"), seed=int(flags.get("seed", 0))
+    )
     load_model(paths[0], "float32")
     print(f"model: written to {paths[0]}")

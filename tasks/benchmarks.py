@@ -1,7 +1,7 @@
 """The benchmarks that R1-V and OpenV-R1 report, by name: rows, answer rule, limits, published figures. Their files: adapters.py.
 
     python eval.py --model=... --bench=superclevr200,mmmu
-    python benchmarks.py                                   # the table of the README
+    python -m tasks.benchmarks                                   # the table of the README
 
 eval.py reports two figures: ours (rewards.py) and, for comparison with published numbers, the rule that the original
 evaluation script applied. These rules are written down here as they were, flaws included, so never train on them.
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from adapters import ADAPTERS
+from tasks.adapters import ADAPTERS
 
 # -----------------------------------------------------------------------------
 # published answer rules: rule(output, row) -> bool. They read row["solution"] only and never raise.
@@ -40,7 +40,9 @@ def geoqa_rule(output: str, row: dict) -> bool:
     try:
         # 10,000 characters are 2,500 tokens, more than the script let a model write; the time limits keep the rest in bounds
         given, gold = (parse(text, parsing_timeout=2) for text in (output[:10000], row["solution"]))
-        return bool(verify(given, gold, timeout_seconds=2))  # in this order, as there, although math_verify wants (gold, answer)
+        return bool(
+            verify(given, gold, timeout_seconds=2)
+        )  # in this order, as there, although math_verify wants (gold, answer)
     except (TimeoutException, ValueError, TypeError, RecursionError):
         return False
 
@@ -58,7 +60,9 @@ def rec_rule(output: str, row: dict) -> bool:
         (x1, y1), (x2, y2) = (max(a[i], b[i]) for i in (0, 1)), (min(a[i], b[i]) for i in (2, 3))
     except (ValueError, TypeError, IndexError):
         return False
-    overlap = (x2 - x1) * (y2 - y1) if x2 - 1 > x1 and y2 - 1 > y1 else 0  # x2 and y2 are the first pixels outside
+    overlap = (
+        (x2 - x1) * (y2 - y1) if x2 - 1 > x1 and y2 - 1 > y1 else 0
+    )  # x2 and y2 are the first pixels outside
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
     return union > 0 and overlap / union > 0.5
 
@@ -89,7 +93,21 @@ def ladder_rule(output: str, row: dict) -> bool:
     return plain[0] == plain[1]
 
 
-HINTS = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD", "答案", "选择", "正确", "认为", "应该")
+HINTS = (
+    "ANSWER",
+    "CORRECT",
+    "CHOOSE",
+    "SELECT",
+    "RIGHT",
+    "THINK",
+    "BELIEVE",
+    "SHOULD",
+    "答案",
+    "选择",
+    "正确",
+    "认为",
+    "应该",
+)
 
 
 def guess_letter(text: str) -> str | None:
@@ -104,7 +122,11 @@ def guess_letter(text: str) -> str | None:
     def points(letter):
         at = text.find(letter)
         near = text[max(0, at - 20) : at + 20]
-        return sum(hint in near for hint in HINTS) + 2 * (at > 0.7 * len(text)) + (text[at + 1 : at + 2] in tuple(".,!:;。，"))
+        return (
+            sum(hint in near for hint in HINTS)
+            + 2 * (at > 0.7 * len(text))
+            + (text[at + 1 : at + 2] in tuple(".,!:;。，"))
+        )
 
     return max(letters, key=points) if letters else None  # the first of equals
 
@@ -124,14 +146,42 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "superclevr200": Benchmark("superclevr200", "test", 256, superclevr_rule, 200, "Qwen2-VL-2B 48.0 → 82.5; with "
-                               "`--template=direct` 79 to 86 before any training"),
-    "superclevr5k": Benchmark("superclevr5k", "test", 256, superclevr_rule, 5000, "Qwen2.5-VL-3B 64.1 → 93.4; always answering 1: 39.1"),
+    "superclevr200": Benchmark(
+        "superclevr200",
+        "test",
+        256,
+        superclevr_rule,
+        200,
+        "Qwen2-VL-2B 48.0 → 82.5; with `--template=direct` 79 to 86 before any training",
+    ),
+    "superclevr5k": Benchmark(
+        "superclevr5k",
+        "test",
+        256,
+        superclevr_rule,
+        5000,
+        "Qwen2.5-VL-3B 64.1 → 93.4; always answering 1: 39.1",
+    ),
     "cogent_val_a": Benchmark("cogent_val_a", "train", 256, superclevr_rule, 5000),
-    "cogent_val_b": Benchmark("cogent_val_b", "train", 256, superclevr_rule, 5000, "Qwen2-VL-2B 53 → 99 (counting, from a figure)"),
-    "geoqa_test": Benchmark("geoqa_test", "test", 1024, geoqa_rule, 754, "Qwen2-VL-7B 30.6 → 38.7; Qwen2.5-VL-3B 35.4 → 47.5 (R1-V), "
-                            "37.0 → 54.2 (OpenV-R1)"),
-    "refcoco_val": Benchmark("refcoco", "val", 512, rec_rule, 10834, "Qwen2.5-VL-3B 90.1 after; mean of the three val sets 75.3 → 86.1"),
+    "cogent_val_b": Benchmark(
+        "cogent_val_b", "train", 256, superclevr_rule, 5000, "Qwen2-VL-2B 53 → 99 (counting, from a figure)"
+    ),
+    "geoqa_test": Benchmark(
+        "geoqa_test",
+        "test",
+        1024,
+        geoqa_rule,
+        754,
+        "Qwen2-VL-7B 30.6 → 38.7; Qwen2.5-VL-3B 35.4 → 47.5 (R1-V), 37.0 → 54.2 (OpenV-R1)",
+    ),
+    "refcoco_val": Benchmark(
+        "refcoco",
+        "val",
+        512,
+        rec_rule,
+        10834,
+        "Qwen2.5-VL-3B 90.1 after; mean of the three val sets 75.3 → 86.1",
+    ),
     "refcoco_testA": Benchmark("refcoco", "testA", 512, rec_rule, 5657),
     "refcoco_testB": Benchmark("refcoco", "testB", 512, rec_rule, 5095),
     "refcocop_val": Benchmark("refcocop", "val", 512, rec_rule, 10758, "84.4 after"),
@@ -146,7 +196,7 @@ BENCHMARKS = {
     "mmmu": Benchmark("mmmu", "validation", 4096, ladder_rule, 900, "Qwen2.5-VL-3B 40.5 → 47.9"),
     "gsm8k": Benchmark("gsm8k", "test", 1024, None, 1319),
     "math500": Benchmark("math500", "test", 2048, None, 500),
-}  # fmt: skip
+}
 
 
 def choose(text: str) -> dict[str, str]:
@@ -166,13 +216,18 @@ def choose(text: str) -> dict[str, str]:
 
 def table_markdown() -> str:
     """The README's table."""
-    lines = ["| `--bench=` | rows | prompt, tokens | download | published before → after RL, % |", "|---|---|---|---|---|"]
+    lines = [
+        "| `--bench=` | rows | prompt, tokens | download | published before → after RL, % |",
+        "|---|---|---|---|---|",
+    ]
     before = ""
     for name, b in BENCHMARKS.items():
         a = ADAPTERS[b.source]
         get = f"[{a.hub}](https://huggingface.co/datasets/{a.hub})" if a.hub else a.get
         get, before = "the same" if get == before else get, get
-        lines.append(f"| {name} | {b.rows or ''} | {a.template or 'think'}, {b.tokens} | {get} | {b.published} |")
+        lines.append(
+            f"| {name} | {b.rows or ''} | {a.template or 'think'}, {b.tokens} | {get} | {b.published} |"
+        )
     return "\n".join(lines)
 
 

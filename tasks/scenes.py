@@ -15,8 +15,9 @@ Layouts  "free"        CLEVR's ground plane seen in perspective, 480x320, object
     draw_scene(scene).save("scene.png")
     ask(scene, seed=0)             # {"question": "How many items are there in the image?", "answer": "5", ...}
 
-`python scenes.py out.png` draws a contact sheet of all splits and layouts.
+`python -m tasks.scenes out.png` draws a contact sheet of all splits and layouts.
 """
+
 import itertools
 import math
 import random
@@ -27,18 +28,36 @@ import numpy as np
 from PIL import Image
 
 # CLEVR's published palette (sRGB numbers used as linear albedo, as its Blender scene does)
-COLORS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
-          "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}
+COLORS = {
+    "gray": (87, 87, 87),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
 SHAPES = ("cube", "sphere", "cylinder")
 SIZES = ("large", "small")
 MATERIALS = ("rubber", "metal")
 _ONE, _TWO = ["gray", "blue", "brown", "yellow"], ["red", "green", "purple", "cyan"]
-COGENT = {"A": {"cube": _ONE, "sphere": list(COLORS), "cylinder": _TWO},
-          "B": {"cube": _TWO, "sphere": list(COLORS), "cylinder": _ONE}}
+COGENT = {
+    "A": {"cube": _ONE, "sphere": list(COLORS), "cylinder": _TWO},
+    "B": {"cube": _TWO, "sphere": list(COLORS), "cylinder": _ONE},
+}
 
 # Out of distribution: vehicles made of (kind, centre xyz, half size xyz, paint), x forward, in units of the radius
-OOD_COLORS = {"red": COLORS["red"], "blue": COLORS["blue"], "yellow": COLORS["yellow"], "orange": (255, 105, 8),
-              "pink": (255, 90, 150), "white": (235, 235, 235), "lime": (120, 225, 30), "teal": (0, 90, 85)}
+OOD_COLORS = {
+    "red": COLORS["red"],
+    "blue": COLORS["blue"],
+    "yellow": COLORS["yellow"],
+    "orange": (255, 105, 8),
+    "pink": (255, 90, 150),
+    "white": (235, 235, 235),
+    "lime": (120, 225, 30),
+    "teal": (0, 90, 85),
+}
 
 
 def _wheels(xs: tuple, y: float, r: float, ground: float) -> list:
@@ -49,55 +68,105 @@ MODELS = {
     "cube": [("box", (0, 0, 0), (1, 1, 1), "body")],
     "sphere": [("ball", (0, 0, 0), (1, 1, 1), "body")],
     "cylinder": [("drum", (0, 0, 0), (1, 1, 1), "body")],
-    "car": [("box", (0, 0, -0.22), (1.4, 0.62, 0.28), "body"), ("box", (-0.15, 0, 0.25), (0.72, 0.54, 0.24), "glass"),
-            ("box", (-0.15, 0, 0.5), (0.66, 0.55, 0.06), "body"), *_wheels((-0.85, 0.85), 0.6, 0.32, -0.75)],
-    "bus": [("box", (0, 0, -0.15), (1.5, 0.6, 0.5), "body"), ("box", (0, 0, 0.55), (1.46, 0.57, 0.2), "glass"),
-            ("box", (0, 0, 0.82), (1.5, 0.6, 0.1), "body"), *_wheels((-0.95, 0.95), 0.58, 0.3, -0.9)],
-    "truck": [("box", (-0.4, 0, 0.15), (1.05, 0.64, 0.72), "body"), ("box", (1, 0, -0.3), (0.4, 0.58, 0.34), "body"),
-              ("box", (1.0, 0, 0.22), (0.3, 0.54, 0.2), "glass"), *_wheels((-1.05, -0.3, 1.0), 0.6, 0.32, -0.9)],
+    "car": [
+        ("box", (0, 0, -0.22), (1.4, 0.62, 0.28), "body"),
+        ("box", (-0.15, 0, 0.25), (0.72, 0.54, 0.24), "glass"),
+        ("box", (-0.15, 0, 0.5), (0.66, 0.55, 0.06), "body"),
+        *_wheels((-0.85, 0.85), 0.6, 0.32, -0.75),
+    ],
+    "bus": [
+        ("box", (0, 0, -0.15), (1.5, 0.6, 0.5), "body"),
+        ("box", (0, 0, 0.55), (1.46, 0.57, 0.2), "glass"),
+        ("box", (0, 0, 0.82), (1.5, 0.6, 0.1), "body"),
+        *_wheels((-0.95, 0.95), 0.58, 0.3, -0.9),
+    ],
+    "truck": [
+        ("box", (-0.4, 0, 0.15), (1.05, 0.64, 0.72), "body"),
+        ("box", (1, 0, -0.3), (0.4, 0.58, 0.34), "body"),
+        ("box", (1.0, 0, 0.22), (0.3, 0.54, 0.2), "glass"),
+        *_wheels((-1.05, -0.3, 1.0), 0.6, 0.32, -0.9),
+    ],
     "motorbike": [
-        ("wheel", (-0.8, 0, -0.3), (0.5, 0.13, 0.5), "tyre"), ("wheel", (0.8, 0, -0.3), (0.5, 0.13, 0.5), "tyre"),
-        ("ball", (0.2, 0, 0.2), (0.55, 0.26, 0.3), "body"), ("box", (-0.5, 0, 0.22), (0.5, 0.2, 0.12), "body"),
-        ("box", (0, 0, -0.25), (0.42, 0.18, 0.25), "chrome"), ("box", (0.66, 0, 0.2), (0.08, 0.1, 0.5), "chrome"),
-        ("box", (0.58, 0, 0.68), (0.07, 0.5, 0.06), "tyre")],
+        ("wheel", (-0.8, 0, -0.3), (0.5, 0.13, 0.5), "tyre"),
+        ("wheel", (0.8, 0, -0.3), (0.5, 0.13, 0.5), "tyre"),
+        ("ball", (0.2, 0, 0.2), (0.55, 0.26, 0.3), "body"),
+        ("box", (-0.5, 0, 0.22), (0.5, 0.2, 0.12), "body"),
+        ("box", (0, 0, -0.25), (0.42, 0.18, 0.25), "chrome"),
+        ("box", (0.66, 0, 0.2), (0.08, 0.1, 0.5), "chrome"),
+        ("box", (0.58, 0, 0.68), (0.07, 0.5, 0.06), "tyre"),
+    ],
     "airplane": [
-        ("ball", (0, 0, 0), (1.55, 0.32, 0.34), "body"), ("box", (0.1, 0, -0.05), (0.32, 1.5, 0.05), "body"),
-        ("box", (-1.3, 0, 0.1), (0.17, 0.55, 0.04), "body"), ("box", (-1.32, 0, 0.4), (0.2, 0.05, 0.38), "body"),
-        ("ball", (1.0, 0, 0.16), (0.28, 0.22, 0.2), "glass"), *_wheels((0.3,), 0.35, 0.18, -0.6)],
+        ("ball", (0, 0, 0), (1.55, 0.32, 0.34), "body"),
+        ("box", (0.1, 0, -0.05), (0.32, 1.5, 0.05), "body"),
+        ("box", (-1.3, 0, 0.1), (0.17, 0.55, 0.04), "body"),
+        ("box", (-1.32, 0, 0.4), (0.2, 0.05, 0.38), "body"),
+        ("ball", (1.0, 0, 0.16), (0.28, 0.22, 0.2), "glass"),
+        *_wheels((0.3,), 0.35, 0.18, -0.6),
+    ],
 }
 VEHICLES = tuple(k for k in MODELS if k not in SHAPES)
-GROUND = {k: min(c[2] - h[2] for _, c, h, _ in parts) for k, parts in MODELS.items()}  # lowest point of each model
-REACH = {"sphere": 1.0, "cylinder": 1.0, "cube": 1.3, **{k: 1.4 for k in VEHICLES}}    # radius of the footprint
-TURN = {"sphere": 1, "cylinder": 1, "cube": 90}      # rotation after which a shape looks the same (others: 360 degrees)
+GROUND = {
+    k: min(c[2] - h[2] for _, c, h, _ in parts) for k, parts in MODELS.items()
+}  # lowest point of each model
+REACH = {"sphere": 1.0, "cylinder": 1.0, "cube": 1.3, **{k: 1.4 for k in VEHICLES}}  # radius of the footprint
+TURN = {
+    "sphere": 1,
+    "cylinder": 1,
+    "cube": 90,
+}  # rotation after which a shape looks the same (others: 360 degrees)
 PAINT = {"tyre": (0.03, 0.03, 0.03), "glass": (0.16, 0.24, 0.30), "chrome": (0.45, 0.45, 0.45)}  # linear RGB
 
-RADIUS = {"large": 0.7, "small": 0.35}               # CLEVR's half sizes, in world units
-GRID_RADIUS = {"large": 0.7, "small": 0.42}          # less small, so that shape and colour survive 28-pixel cells
-GRID_SHRINK = {"cube": 0.8, "cylinder": 0.84}        # look bigger than a ball: fit them to the cell
+RADIUS = {"large": 0.7, "small": 0.35}  # CLEVR's half sizes, in world units
+GRID_RADIUS = {"large": 0.7, "small": 0.42}  # less small, so that shape and colour survive 28-pixel cells
+GRID_SHRINK = {"cube": 0.8, "cylinder": 0.84}  # look bigger than a ball: fit them to the cell
 CELLS = 4
 
 # Camera, from CLEVR's base scene (fits its published pixel_coords): 9.92 units away, 5.34 high, looks at the origin
-CAM_DIST, CAM_HEIGHT, FOCAL = 9.92, 5.34, 35 / 32    # focal length in image widths (35 mm lens, 32 mm sensor)
+CAM_DIST, CAM_HEIGHT, FOCAL = 9.92, 5.34, 35 / 32  # focal length in image widths (35 mm lens, 32 mm sensor)
 PITCH = math.atan2(CAM_HEIGHT, CAM_DIST)
-GRID_ELEVATION = 30                                  # degrees: the grid is seen by a far camera, without perspective
-RIGHT, BEHIND = (0.65631, 0.75449), (-0.75449, 0.65631)  # ground directions as the camera sees them (CLEVR's numbers)
-DIRECTIONS = {"right": [*RIGHT, 0.0], "behind": [*BEHIND, 0.0], "left": [-RIGHT[0], -RIGHT[1], 0.0],
-              "front": [-BEHIND[0], -BEHIND[1], 0.0], "above": [0.0, 0.0, 1.0], "below": [0.0, 0.0, -1.0]}
-MIN_DIST, MARGIN, EPS = 0.25, 0.4, 0.2               # CLEVR's generator options
-ASK_MARGIN = {"free": MARGIN, "grid": 0.8}           # relations are asked only if clearer than this
-MIN_VISIBLE = 0.5                                    # every object shows at least this part of its bounding disc
+GRID_ELEVATION = 30  # degrees: the grid is seen by a far camera, without perspective
+RIGHT, BEHIND = (
+    (0.65631, 0.75449),
+    (-0.75449, 0.65631),
+)  # ground directions as the camera sees them (CLEVR's numbers)
+DIRECTIONS = {
+    "right": [*RIGHT, 0.0],
+    "behind": [*BEHIND, 0.0],
+    "left": [-RIGHT[0], -RIGHT[1], 0.0],
+    "front": [-BEHIND[0], -BEHIND[1], 0.0],
+    "above": [0.0, 0.0, 1.0],
+    "below": [0.0, 0.0, -1.0],
+}
+MIN_DIST, MARGIN, EPS = 0.25, 0.4, 0.2  # CLEVR's generator options
+ASK_MARGIN = {"free": MARGIN, "grid": 0.8}  # relations are asked only if clearer than this
+MIN_VISIBLE = 0.5  # every object shows at least this part of its bounding disc
 
 # Lamps (direction to the lamp: right, away from the camera, up; strength). Assumed: placed by eye like CLEVR's three.
 LAMPS = (((0.62, -0.50, 0.62), 0.34), ((-0.70, -0.35, 0.65), 0.12), ((0.25, 0.50, 0.83), 0.22))
-BACKGROUNDS = {"clevr": ("gray0", "gray1", "gray2", "gray3"), "superclevr": ("sand", "meadow", "dusk", "asphalt")}
-TINTS = {"sand": (0.275, 0.245, 0.205), "meadow": (0.215, 0.25, 0.205), "dusk": (0.215, 0.23, 0.27), "asphalt": (0.17, 0.17, 0.178)}
+BACKGROUNDS = {
+    "clevr": ("gray0", "gray1", "gray2", "gray3"),
+    "superclevr": ("sand", "meadow", "dusk", "asphalt"),
+}
+TINTS = {
+    "sand": (0.275, 0.245, 0.205),
+    "meadow": (0.215, 0.25, 0.205),
+    "dusk": (0.215, 0.23, 0.27),
+    "asphalt": (0.17, 0.17, 0.178),
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # sampling
 
-def sample_scene(seed: int, split: str = "clevr", layout: str = "free", min_objects: int = 3, max_objects: int = 10,
-                 size: tuple[int, int] | None = None) -> dict:
+
+def sample_scene(
+    seed: int,
+    split: str = "clevr",
+    layout: str = "free",
+    min_objects: int = 3,
+    max_objects: int = 10,
+    size: tuple[int, int] | None = None,
+) -> dict:
     """A scene graph in CLEVR's layout; the same arguments always give the same scene."""
     seed, lo, hi = int(seed), int(min_objects), int(max_objects)
     ood = split == "superclevr"
@@ -107,9 +176,17 @@ def sample_scene(seed: int, split: str = "clevr", layout: str = "free", min_obje
     looks = [_sample_look(rng, split) for _ in range(rng.randint(lo, hi))]
     place = _place_grid if layout == "grid" else _place_free
     objects = place(rng, looks, width, height)
-    return {"split": split, "layout": layout, "seed": seed, "width": width, "height": height,
-            "background": rng.choice(BACKGROUNDS["superclevr" if ood else "clevr"]), "directions": DIRECTIONS,
-            "relationships": _relationships(objects), "objects": objects}
+    return {
+        "split": split,
+        "layout": layout,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "background": rng.choice(BACKGROUNDS["superclevr" if ood else "clevr"]),
+        "directions": DIRECTIONS,
+        "relationships": _relationships(objects),
+        "objects": objects,
+    }
 
 
 def _sample_look(rng: random.Random, split: str) -> dict:
@@ -118,8 +195,13 @@ def _sample_look(rng: random.Random, split: str) -> dict:
     else:
         shape = rng.choice(SHAPES)
         colors = COGENT[{"clevr": "A", "cogent_b": "B"}[split]][shape]
-    return {"color": rng.choice(colors), "shape": shape, "size": rng.choice(SIZES), "material": rng.choice(MATERIALS),
-            "rotation": rng.uniform(0, 360)}
+    return {
+        "color": rng.choice(colors),
+        "shape": shape,
+        "size": rng.choice(SIZES),
+        "material": rng.choice(MATERIALS),
+        "rotation": rng.uniform(0, 360),
+    }
 
 
 def _ground(x: float, y: float) -> tuple[float, float]:
@@ -128,7 +210,7 @@ def _ground(x: float, y: float) -> tuple[float, float]:
 
 
 def _focal(width: int, height: int) -> float:
-    return FOCAL * min(width, 1.5 * height)          # pixels; a flat picture must not cut off the front row
+    return FOCAL * min(width, 1.5 * height)  # pixels; a flat picture must not cut off the front row
 
 
 def _project(u: float, v: float, z: float, width: int, height: int) -> list:
@@ -143,20 +225,24 @@ def _place_free(rng: random.Random, looks: list[dict], width: int, height: int) 
     """Rejection sampling as in CLEVR's generator: start over when an object finds no place or is hidden."""
     for attempt in range(1, 1000):
         large = [look for look in looks if look["size"] == "large"]
-        if attempt % 20 == 0 and large:              # too crowded: keep the number, make one of them small
+        if attempt % 20 == 0 and large:  # too crowded: keep the number, make one of them small
             rng.choice(large)["size"] = "small"
-        placed, objects = [], []                     # placed: (u, v, footprint)
+        placed, objects = [], []  # placed: (u, v, footprint)
         for look in looks:
             r = RADIUS[look["size"]]
             for _ in range(60):
                 x, y = rng.uniform(-3, 3), rng.uniform(-3, 3)
                 u, v = _ground(x, y)
                 foot = r * REACH[look["shape"]]
-                if all(abs(u - a) > MARGIN and abs(v - b) > MARGIN and math.hypot(u - a, v - b) > foot + g + MIN_DIST
-                       for a, b, g in placed):
+                if all(
+                    abs(u - a) > MARGIN
+                    and abs(v - b) > MARGIN
+                    and math.hypot(u - a, v - b) > foot + g + MIN_DIST
+                    for a, b, g in placed
+                ):
                     break
             else:
-                break                                # no place found in 60 tries: the for-else below starts over
+                break  # no place found in 60 tries: the for-else below starts over
             placed.append((u, v, foot))
             z = -GROUND[look["shape"]] * r
             objects.append({**look, "3d_coords": [x, y, z], "pixel_coords": _project(u, v, z, width, height)})
@@ -167,24 +253,36 @@ def _place_free(rng: random.Random, looks: list[dict], width: int, height: int) 
 
 
 # 40 points spread evenly over the unit disc (a sunflower spiral): a cheap stand-in for counting visible pixels
-_DISC = [(math.sqrt((k + 0.5) / 40) * math.cos(2.39996 * k), math.sqrt((k + 0.5) / 40) * math.sin(2.39996 * k))
-         for k in range(40)]
+_DISC = [
+    (math.sqrt((k + 0.5) / 40) * math.cos(2.39996 * k), math.sqrt((k + 0.5) / 40) * math.sin(2.39996 * k))
+    for k in range(40)
+]
 
 
 def _all_visible(objects: list[dict], f: float) -> bool:
-    discs = sorted((o["pixel_coords"][2], *o["pixel_coords"][:2],
-                    1.1 * f * RADIUS[o["size"]] * REACH[o["shape"]] / o["pixel_coords"][2]) for o in objects)
+    discs = sorted(
+        (
+            o["pixel_coords"][2],
+            *o["pixel_coords"][:2],
+            1.1 * f * RADIUS[o["size"]] * REACH[o["shape"]] / o["pixel_coords"][2],
+        )
+        for o in objects
+    )
     for i, (_, x, y, r) in enumerate(discs):
         nearer = [(a, b, q) for _, a, b, q in discs[:i] if math.hypot(a - x, b - y) < q + r]
-        r *= 0.75                                    # the corners of the disc are mostly empty: look at its core
-        seen = sum(all((x + r * p - a) ** 2 + (y + r * t - b) ** 2 > q * q for a, b, q in nearer) for p, t in _DISC)
+        r *= 0.75  # the corners of the disc are mostly empty: look at its core
+        seen = sum(
+            all((x + r * p - a) ** 2 + (y + r * t - b) ** 2 > q * q for a, b, q in nearer) for p, t in _DISC
+        )
         if seen < MIN_VISIBLE * len(_DISC):
             return False
     return True
 
 
 def _grid_scale(width: int, height: int) -> float:
-    return 0.76 * height / CELLS / (2 * GRID_RADIUS["large"])  # pixels per world unit: a large ball is 0.76 cells high
+    return (
+        0.76 * height / CELLS / (2 * GRID_RADIUS["large"])
+    )  # pixels per world unit: a large ball is 0.76 cells high
 
 
 def _place_grid(rng: random.Random, looks: list[dict], width: int, height: int) -> list[dict]:
@@ -192,28 +290,35 @@ def _place_grid(rng: random.Random, looks: list[dict], width: int, height: int) 
     scale, sin = _grid_scale(width, height), math.sin(math.radians(GRID_ELEVATION))
     objects = []
     for look, cell in zip(looks, sorted(rng.sample(range(CELLS * CELLS), len(looks))), strict=True):
-        px, py = (round(min(max(k + 0.5 + rng.uniform(-0.27, 0.27), 0.4), CELLS - 0.4) * side / CELLS)  # not cut off
-                  for k, side in ((cell % CELLS, width), (cell // CELLS, height)))
+        px, py = (
+            round(
+                min(max(k + 0.5 + rng.uniform(-0.27, 0.27), 0.4), CELLS - 0.4) * side / CELLS
+            )  # not cut off
+            for k, side in ((cell % CELLS, width), (cell // CELLS, height))
+        )
         u, v = (px - width / 2) / scale, (height / 2 - py) / scale / sin
         z = -GROUND[look["shape"]] * GRID_RADIUS[look["size"]]
         depth = math.hypot(CAM_DIST, CAM_HEIGHT) + v * math.cos(math.radians(GRID_ELEVATION))
         x, y = u * RIGHT[0] + v * BEHIND[0], u * RIGHT[1] + v * BEHIND[1]
         objects.append({**look, "3d_coords": [x, y, z], "pixel_coords": [px, py, depth]})
-    rng.shuffle(objects)                             # or else the order of the list would tell where things are
+    rng.shuffle(objects)  # or else the order of the list would tell where things are
     return objects
 
 
 def _relationships(objects: list[dict]) -> dict[str, list[list[int]]]:
     """relationships["left"][i] = the objects left of object i, by more than EPS (as in CLEVR)."""
     uv = [_ground(*o["3d_coords"][:2]) for o in objects]
-    return {"left": [[j for j, b in enumerate(uv) if b[0] < a[0] - EPS] for a in uv],
-            "right": [[j for j, b in enumerate(uv) if b[0] > a[0] + EPS] for a in uv],
-            "front": [[j for j, b in enumerate(uv) if b[1] < a[1] - EPS] for a in uv],
-            "behind": [[j for j, b in enumerate(uv) if b[1] > a[1] + EPS] for a in uv]}
+    return {
+        "left": [[j for j, b in enumerate(uv) if b[0] < a[0] - EPS] for a in uv],
+        "right": [[j for j, b in enumerate(uv) if b[0] > a[0] + EPS] for a in uv],
+        "front": [[j for j, b in enumerate(uv) if b[1] < a[1] - EPS] for a in uv],
+        "behind": [[j for j, b in enumerate(uv) if b[1] > a[1] + EPS] for a in uv],
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # drawing: every object look is ray-cast once into a sprite; a picture is a background, shadows and sprites
+
 
 def draw_scene(scene: dict) -> Image.Image:
     """RGB picture, width x height. All shadows go below all objects; objects are pasted from the back to the front."""
@@ -222,7 +327,7 @@ def draw_scene(scene: dict) -> Image.Image:
     stamps = []
     for o in sorted(scene["objects"], key=lambda o: -o["pixel_coords"][2]):
         px, py, depth = o["pixel_coords"]
-        if grid:                                     # the upper rows are a bit further away
+        if grid:  # the upper rows are a bit further away
             scale = _grid_scale(w, h) * GRID_RADIUS[o["size"]] * (0.85 + 0.05 * int(py * CELLS / h))
             scale, elevation, aside = scale * GRID_SHRINK.get(o["shape"], 1), GRID_ELEVATION, 0.0
         else:
@@ -232,7 +337,9 @@ def draw_scene(scene: dict) -> Image.Image:
             elevation = round(math.degrees(math.atan2(CAM_HEIGHT - o["3d_coords"][2], away)) / 5) * 5
             aside = math.degrees(math.atan2(u, away))  # seen from the side, an object shows another face
         turn, step = TURN.get(o["shape"], 360), 10 if o["shape"] == "cube" else 30 if grid else 15
-        rotation = round((o["rotation"] - 49 + aside) % turn / step) * step % turn  # 49: world -> camera frame
+        rotation = (
+            round((o["rotation"] - 49 + aside) % turn / step) * step % turn
+        )  # 49: world -> camera frame
         sprite = _sprite(o["shape"], o["color"], o["material"], rotation, elevation, round(scale * 4))
         stamps.append((px, py, *sprite))
     for px, py, _, _, shadow, (dx, dy) in stamps:
@@ -248,7 +355,11 @@ def _background(name: str, width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(sum(name.encode()))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = x / width, y / height
-    edge, glow, tilt = 0.33 + rng.uniform(-0.04, 0.04), 0.38 + rng.uniform(-0.05, 0.05), rng.uniform(-0.1, 0.1)
+    edge, glow, tilt = (
+        0.33 + rng.uniform(-0.04, 0.04),
+        0.38 + rng.uniform(-0.05, 0.05),
+        rng.uniform(-0.1, 0.1),
+    )
     ramp = 1 / (1 + np.exp(-(y - edge - 0.12 * (x - 0.5) ** 2) / 0.045))  # far end -> ground, softly
     near = np.clip(y - edge, 0, 1)
     grey = 103 + 18 * ramp + near * (16 + 56 * np.clip(x + tilt, 0, 0.75))
@@ -256,8 +367,10 @@ def _background(name: str, width: int, height: int) -> Image.Image:
     grey -= 14 * ramp * np.clip(x - 0.8, 0, 1) * np.exp(-(((y - 0.5) / 0.2) ** 2)) * 5
     left = 22 * np.exp(-((x / 0.16) ** 2 + ((y - glow) / 0.09) ** 2))
     rgb = np.stack([grey + left - 0.5, grey + left, grey + 1.15 * left - 6 * near], -1)
-    if name in TINTS:                                # other grounds: tinted, blotchy, with a clearer horizon
-        blotch = Image.fromarray(rng.integers(0, 255, (9, 12), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    if name in TINTS:  # other grounds: tinted, blotchy, with a clearer horizon
+        blotch = Image.fromarray(rng.integers(0, 255, (9, 12), dtype=np.uint8)).resize(
+            (width, height), Image.BICUBIC
+        )
         light = (rgb / 255) ** 2.2 / 0.25 * (0.92 + 0.16 * np.asarray(blotch)[..., None] / 255)
         rgb = 255 * np.clip(light * np.array(TINTS[name]), 0, 1) ** (1 / 2.2)
     rgb = rgb + rng.normal(0, 1.6, (height, width, 1))
@@ -268,7 +381,9 @@ def _background(name: str, width: int, height: int) -> Image.Image:
 def _sprite(shape: str, color: str, material: str, rotation: int, elevation: int, quarter_pixels: int):
     """-> (RGBA body, its offset, L shadow, its offset); quarter_pixels: the object's radius in 1/4 pixels."""
     scale = quarter_pixels / 4
-    res = math.ceil(2 ** (math.ceil(2 * math.log2(max(scale, 4))) / 2))  # ray-cast at powers of sqrt(2), then shrink
+    res = math.ceil(
+        2 ** (math.ceil(2 * math.log2(max(scale, 4))) / 2)
+    )  # ray-cast at powers of sqrt(2), then shrink
     body, shadow = _paint(shape, color, material, rotation, elevation, res)
 
     def fit(image: Image.Image, half_w: float, half_h: float) -> tuple[Image.Image, tuple[int, int]]:
@@ -280,7 +395,7 @@ def _sprite(shape: str, color: str, material: str, rotation: int, elevation: int
     return *fit(body, CANVAS, CANVAS), *fit(shadow, *SHADOW)
 
 
-CANVAS, SHADOW = 1.8, (4.0, 3.0)                     # half sizes of the two canvases, in radii
+CANVAS, SHADOW = 1.8, (4.0, 3.0)  # half sizes of the two canvases, in radii
 
 
 @lru_cache(maxsize=4096)
@@ -288,7 +403,7 @@ def _paint(shape: str, color: str, material: str, rotation: int, elevation: int,
     cover, shade, fixed, shadow = _render(shape, material, rotation, elevation, res)
     albedo = np.array((COLORS | OOD_COLORS)[color], np.float32) / 255
     light = (shade[..., None] * albedo + fixed) / np.maximum(cover, 1e-3)[..., None]
-    rgb = np.clip(light, 0, 1) ** (1 / 2.2)          # linear light -> display
+    rgb = np.clip(light, 0, 1) ** (1 / 2.2)  # linear light -> display
     rgba = np.concatenate([rgb, cover[..., None]], -1) * 255 + 0.5
     return Image.fromarray(rgba.astype(np.uint8)), shadow
 
@@ -304,15 +419,15 @@ def _interval(part: tuple, o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np
     """Where the rays o + t d are inside a part: t at the entry and at the exit (a miss: exit < entry)."""
     o, d = _unit(part, o), _unit(part, d, point=False)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = (-1 - o) / d, (1 - o) / d        # the box's planes
+        low, high = (-1 - o) / d, (1 - o) / d  # the box's planes
         low, high = np.minimum(low, high), np.maximum(low, high)
         if part[0] == "box":
-            (a, b, c), (x, y, z) = low.T, high.T     # (numpy's max over an axis of three is many times slower)
+            (a, b, c), (x, y, z) = low.T, high.T  # (numpy's max over an axis of three is many times slower)
             return np.maximum(np.maximum(a, b), c), np.minimum(np.minimum(x, y), z)
-        n = 3 if part[0] == "ball" else 2            # a drum is an endless tube between two planes
+        n = 3 if part[0] == "ball" else 2  # a drum is an endless tube between two planes
         o, d = o[..., :n], d[..., :n]
         a, b, c = (np.einsum("...i,...i", x, y) for x, y in ((d, d), (o, d), (o, o)))
-        root = np.sqrt(b * b - a * (c - 1))                # nan: the ray misses
+        root = np.sqrt(b * b - a * (c - 1))  # nan: the ray misses
         t0, t1 = np.nan_to_num((-b - root) / a, nan=np.inf), np.nan_to_num((-b + root) / a, nan=-np.inf)
         return (t0, t1) if n == 3 else (np.maximum(t0, low[..., 2]), np.minimum(t1, high[..., 2]))
 
@@ -341,14 +456,16 @@ def _turn(x: np.ndarray, degrees: float) -> np.ndarray:
 def _mirror(r: np.ndarray) -> np.ndarray:
     """What a metal surface sees in direction r [n,3]: bright ground, dark ceiling, lamps (these exceed 1)."""
     x, y, z = r.T
-    ground = 0.27 + 0.10 * x - 0.12 * y              # brighter to the front right, like the background
+    ground = 0.27 + 0.10 * x - 0.12 * y  # brighter to the front right, like the background
     ground = ground * np.clip(1.45 + 1.3 * z, 0.25, 1)  # straight down it sees its own shadow
     ceiling = 0.03 + 0.13 * np.exp(-((z / 0.25) ** 2))
     seen = ceiling + (ground - ceiling) / (1 + np.exp((z + 0.03) / 0.035))
     for direction, power in LAMPS:
         cos = r @ (np.array(direction, np.float32) / np.linalg.norm(direction))
-        seen = seen + 30 * power * np.clip((cos - 0.982) / 0.008, 0, 1) + 0.9 * power * np.clip(cos, 0, 1) ** 24
-    return np.minimum(seen, 4)                       # or else tiny highlights on edges would flicker
+        seen = (
+            seen + 30 * power * np.clip((cos - 0.982) / 0.008, 0, 1) + 0.9 * power * np.clip(cos, 0, 1) ** 24
+        )
+    return np.minimum(seen, 4)  # or else tiny highlights on edges would flicker
 
 
 @lru_cache(maxsize=2048)
@@ -360,7 +477,9 @@ def _render(shape: str, material: str, rotation: int, elevation: int, res: int):
     """
     parts, over = MODELS[shape], 3 if res < 24 else 2  # over: supersampling per axis
     n, e = round(2 * CANVAS * res), math.radians(elevation)
-    cam = np.array([0, -math.cos(e), math.sin(e)], np.float32) * 16  # 16 radii away: mild perspective inside a sprite
+    cam = (
+        np.array([0, -math.cos(e), math.sin(e)], np.float32) * 16
+    )  # 16 radii away: mild perspective inside a sprite
     right, up = np.array([1, 0, 0], np.float32), np.array([0, math.sin(e), math.cos(e)], np.float32)
 
     def rays(nx: int, ny: int, half_w: float, half_h: float) -> np.ndarray:
@@ -373,7 +492,9 @@ def _render(shape: str, material: str, rotation: int, elevation: int, res: int):
     best, which = np.full(len(d), np.inf, np.float32), np.full(len(d), -1)
     for k, part in enumerate(parts):
         centre, reach = _turn(np.array(part[1], np.float32), rotation), 1.15 * math.hypot(*part[2])
-        near = np.flatnonzero((abs(d @ right - centre @ right) < reach) & (abs((d + cam) @ up - centre @ up) < reach))
+        near = np.flatnonzero(
+            (abs(d @ right - centre @ right) < reach) & (abs((d + cam) @ up - centre @ up) < reach)
+        )
         t0, t1 = _interval(part, o_model, d_model[near])  # only the rays that may hit: most parts are small
         closer = (t0 < t1) & (t0 < best[near])
         best[near[closer]], which[near[closer]] = t0[closer], k
@@ -388,25 +509,31 @@ def _render(shape: str, material: str, rotation: int, elevation: int, res: int):
             else:
                 fixed[hit] = light[:, None] * np.array(PAINT[part[3]], np.float32)
 
-    def down(a: np.ndarray) -> np.ndarray:           # average the supersamples of each pixel
+    def down(a: np.ndarray) -> np.ndarray:  # average the supersamples of each pixel
         return a.reshape(n, over, n, over, -1).mean((1, 3)).squeeze(-1 if a.ndim == 1 else ())
 
     cover = down((which >= 0).astype(np.float32))
     w, h = (round(s * min(res, 32)) for s in SHADOW)  # shadows are soft: half resolution or less will do
     shadow = _shadow(parts, rotation, GROUND[shape], cam, rays(w, h, *SHADOW)).reshape(h, w)
-    fade = np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1]).clip(0, 0.2) * 5  # no hard end at the edge
+    fade = (
+        np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1]).clip(0, 0.2) * 5
+    )  # no hard end at the edge
     shadow = Image.fromarray((255 * np.clip(0.85 * shadow, 0, 1) * fade).astype(np.uint8))
     shadow = shadow.resize([round(2 * s * res) for s in SHADOW], Image.BICUBIC)
     return cover, down(shade), down(fixed), shadow
 
 
-def _shade(part: tuple, p: np.ndarray, d: np.ndarray, rotation: int, material: str, ground: float) -> np.ndarray:
+def _shade(
+    part: tuple, p: np.ndarray, d: np.ndarray, rotation: int, material: str, ground: float
+) -> np.ndarray:
     """Light (a factor on the surface colour) at model points p [n,3], seen along d [n,3]."""
     normal = _turn(_normal(part, p), rotation)
-    lambert = 0.07 + 0.05 * normal[:, 2]             # a little light from everywhere, more from above
+    lambert = 0.07 + 0.05 * normal[:, 2]  # a little light from everywhere, more from above
     for direction, power in LAMPS:
         to_lamp = np.array(direction, np.float32) / np.linalg.norm(direction)
-        lambert = lambert + power * np.clip((normal @ to_lamp + 0.15) / 1.15, 0, 1)  # wide lamps reach round corners
+        lambert = lambert + power * np.clip(
+            (normal @ to_lamp + 0.15) / 1.15, 0, 1
+        )  # wide lamps reach round corners
     contact = 0.6 + 0.4 * np.clip((p[:, 2] - ground) / 0.5, 0, 1)  # darker just above the ground
     if part[3] == "tyre" or (material == "rubber" and part[3] == "body"):
         return lambert * contact
@@ -435,6 +562,7 @@ def _shadow(parts: list, rotation: int, ground: float, cam: np.ndarray, d: np.nd
 # ----------------------------------------------------------------------------------------------------------------------
 # words
 
+
 def reading_order(scene: dict) -> list[dict]:
     """Objects row by row, left to right in a row. Rows: a grid's cells; if free, eighths of the height."""
     rows = CELLS if scene["layout"] == "grid" else 8
@@ -444,15 +572,18 @@ def reading_order(scene: dict) -> list[dict]:
 
 def described_objects(scene: dict, miss: float = 0.0, seed: int | None = None) -> list[dict]:
     """What a fallible teacher sees: each small object is overlooked with probability `miss`, always the same ones."""
-    rng = random.Random(f"miss {scene['split']} {scene['layout']} {scene['seed'] if seed is None else int(seed)}")
+    rng = random.Random(
+        f"miss {scene['split']} {scene['layout']} {scene['seed'] if seed is None else int(seed)}"
+    )
     order = reading_order(scene)
     kept = [o for o in order if not (o["size"] == "small" and rng.random() < miss)]
     return kept or order[:1]
 
 
-def describe_scene(scene: dict, miss: float = 0.0, seed: int | None = None,
-                   words: tuple[str, ...] = ("color", "shape")) -> str:
-    """"red cube, blue sphere, ...": a chain of thought in as few words as possible."""
+def describe_scene(
+    scene: dict, miss: float = 0.0, seed: int | None = None, words: tuple[str, ...] = ("color", "shape")
+) -> str:
+    """ "red cube, blue sphere, ...": a chain of thought in as few words as possible."""
     return ", ".join(" ".join(o[w] for w in words) for o in described_objects(scene, miss, seed))
 
 
@@ -461,8 +592,10 @@ def full_description(scene: dict) -> str:
     lines = ["Scene Description:"]
     for o in reading_order(scene):
         (x, y, z), (px, py, depth) = o["3d_coords"], o["pixel_coords"]
-        lines.append(f"A {o['size']} {o['color']} {o['material']} {o['shape']} rotated {o['rotation']:.1f}° located at "
-                     f"3D coordinates ({x:.2f}, {y:.2f}, {z:.2f}) and pixel coordinates ({px}, {py}, {depth:.2f})")
+        lines.append(
+            f"A {o['size']} {o['color']} {o['material']} {o['shape']} rotated {o['rotation']:.1f}° located at "
+            f"3D coordinates ({x:.2f}, {y:.2f}, {z:.2f}) and pixel coordinates ({px}, {py}, {depth:.2f})"
+        )
     return "\n".join(lines)
 
 
@@ -470,14 +603,34 @@ def full_description(scene: dict) -> str:
 # questions: a program of CLEVR's functions is written first, then put in words and executed on the scene graph
 
 ATTRIBUTES = ("size", "color", "material", "shape")  # in the order in which English puts them
-SYNONYMS = {"cube": ("cube", "block"), "sphere": ("sphere", "ball"),
-            "large": ("large", "big"), "small": ("small", "tiny"), None: ("thing", "object"),
-            "metal": ("metal", "metallic", "shiny"), "rubber": ("rubber", "matte")}
+SYNONYMS = {
+    "cube": ("cube", "block"),
+    "sphere": ("sphere", "ball"),
+    "large": ("large", "big"),
+    "small": ("small", "tiny"),
+    None: ("thing", "object"),
+    "metal": ("metal", "metallic", "shiny"),
+    "rubber": ("rubber", "matte"),
+}
 RELATIONS = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}
-COUNT_ALL = ("How many items are there in the image?", "How many things are there?", "How many objects are there?",
-             "What number of objects are in the image?", "How many things are in the picture?")
+COUNT_ALL = (
+    "How many items are there in the image?",
+    "How many things are there?",
+    "How many objects are there?",
+    "What number of objects are in the image?",
+    "How many things are in the picture?",
+)
 COMPARISONS = ("greater_than", "less_than", "equal_integer")
-FAMILIES = ("count_all", "count", "exist", "compare_number", "compare_attribute", "query", "query_color", "count_relation")
+FAMILIES = (
+    "count_all",
+    "count",
+    "exist",
+    "compare_number",
+    "compare_attribute",
+    "query",
+    "query_color",
+    "count_relation",
+)
 
 
 def execute(program: list[dict], scene: dict) -> int | str:
@@ -500,9 +653,13 @@ def execute(program: list[dict], scene: dict) -> int | str:
             out.append(objects[args[0]][attribute])
         elif kind == "count":
             out.append(len(args[0]))
-        else:                                        # exist, greater_than, less_than, equal_*
-            yes = {"exist": lambda a: len(a) > 0, "greater": lambda a, b: a > b, "less": lambda a, b: a < b,
-                   "equal": lambda a, b: a == b}[name](*args)
+        else:  # exist, greater_than, less_than, equal_*
+            yes = {
+                "exist": lambda a: len(a) > 0,
+                "greater": lambda a, b: a > b,
+                "less": lambda a, b: a < b,
+                "equal": lambda a, b: a == b,
+            }[name](*args)
             out.append("yes" if yes else "no")
     return out[-1]
 
@@ -553,9 +710,16 @@ def ask(scene: dict, seed: int, family: str = "count_all", vary: bool = False) -
     """
     rng = random.Random(f"ask {scene['split']} {scene['layout']} {scene['seed']} {int(seed)} {family}")
     want = rng.choice(("yes", "no"))
-    writer = {"count_all": _count_all, "count": _count, "exist": _exist, "compare_number": _compare_number,
-              "compare_attribute": _compare_attribute, "query": _query, "query_color": _query_color,
-              "count_relation": _count_relation}[family]
+    writer = {
+        "count_all": _count_all,
+        "count": _count,
+        "exist": _exist,
+        "compare_number": _compare_number,
+        "compare_attribute": _compare_attribute,
+        "query": _query,
+        "query_color": _query_color,
+        "count_relation": _count_relation,
+    }[family]
     # One comparison is tried for long before the next, or else "equal" would become a sign of its easier answer, "no"
     for op in rng.sample(COMPARISONS, 3):
         for _ in range(60):
@@ -566,7 +730,11 @@ def ask(scene: dict, seed: int, family: str = "count_all", vary: bool = False) -
             answer = str(execute(program, scene))
             if answer in ("yes", "no") and answer != want:
                 continue
-            question = rng.choice(COUNT_ALL) if vary and family == "count_all" else question[0].upper() + question[1:]
+            question = (
+                rng.choice(COUNT_ALL)
+                if vary and family == "count_all"
+                else question[0].upper() + question[1:]
+            )
             return {"question": question, "answer": answer, "family": family, "program": program}
     raise ValueError(f"{family} cannot be asked of this scene")
 
@@ -600,8 +768,11 @@ def _compare_number(rng, scene, op):
     b = _step(program, "count", _find(program, two))
     _step(program, op, a, b)
     x, y = _phrase(rng, one, True), _phrase(rng, two, True)
-    return {"greater_than": f"are there more {x} than {y}?", "less_than": f"are there fewer {x} than {y}?",
-            "equal_integer": f"are there an equal number of {x} and {y}?"}[op], program
+    return {
+        "greater_than": f"are there more {x} than {y}?",
+        "less_than": f"are there fewer {x} than {y}?",
+        "equal_integer": f"are there an equal number of {x} and {y}?",
+    }[op], program
 
 
 def _compare_attribute(rng, scene, op):
@@ -614,8 +785,12 @@ def _compare_attribute(rng, scene, op):
     asked = [_step(program, f"query_{attribute}", _step(program, "unique", _find(program, s))) for s in specs]
     _step(program, f"equal_{attribute}", *asked)
     x, y = (_phrase(rng, s) for s in specs)
-    return rng.choice((f"do the {x} and the {y} have the same {attribute}?",
-                       f"is the {attribute} of the {x} the same as the {attribute} of the {y}?")), program
+    return rng.choice(
+        (
+            f"do the {x} and the {y} have the same {attribute}?",
+            f"is the {attribute} of the {x} the same as the {attribute} of the {y}?",
+        )
+    ), program
 
 
 def _query(rng, scene, op, attribute=""):
@@ -625,8 +800,12 @@ def _query(rng, scene, op, attribute=""):
         return None
     _step(program, f"query_{attribute}", _step(program, "unique", _find(program, spec)))
     what = _phrase(rng, spec)
-    other = {"size": f"how big is the {what}?", "color": f"what is the color of the {what}?",
-             "material": f"what is the {what} made of?", "shape": f"what is the shape of the {what}?"}[attribute]
+    other = {
+        "size": f"how big is the {what}?",
+        "color": f"what is the color of the {what}?",
+        "material": f"what is the {what} made of?",
+        "shape": f"what is the shape of the {what}?",
+    }[attribute]
     return rng.choice((f"what {attribute} is the {what}?", other)), program
 
 
@@ -640,11 +819,14 @@ def _count_relation(rng, scene, op):
     at = {id(o): _ground(*o["3d_coords"][:2])[axis] for o in scene["objects"]}
     gaps = [abs(at[id(o)] - at[id(target)]) for o in scene["objects"] if o is not target]
     if spec is None or min(gaps, default=9) < ASK_MARGIN[scene["layout"]]:
-        return None                                  # too close to call for at least one object
+        return None  # too close to call for at least one object
     of = _step(program, "relate", _step(program, "unique", _find(program, spec)), value=relation)
     counted = _some_spec(rng, scene, 1.0) if rng.random() < 0.3 else {}
     _step(program, "count", _find(program, counted, of))
-    return f"how many {_phrase(rng, counted, True)} are {RELATIONS[relation]} the {_phrase(rng, spec)}?", program
+    return (
+        f"how many {_phrase(rng, counted, True)} are {RELATIONS[relation]} the {_phrase(rng, spec)}?",
+        program,
+    )
 
 
 if __name__ == "__main__":
@@ -654,6 +836,8 @@ if __name__ == "__main__":
         for column in range(4):
             picture = draw_scene(sample_scene(column, split, layout))
             factor = min(236 / picture.width, 176 / picture.height)
-            picture = picture.resize((int(picture.width * factor), int(picture.height * factor)), Image.LANCZOS)
+            picture = picture.resize(
+                (int(picture.width * factor), int(picture.height * factor)), Image.LANCZOS
+            )
             sheet.paste(picture, (column * 240 + 2, row * 180 + 2))
     sheet.save(sys.argv[1] if len(sys.argv) > 1 else "scenes.png")

@@ -2,18 +2,18 @@
 # The GPU measurements of docs/speed.md, about half an hour on one H100 or H200. Models of Qwen's published shapes with random
 # weights, CLEVR-sized images (480 x 320), 16 prompts x 8 completions x 128 tokens, beta 0.04, vLLM, TRL in turns with ours.
 #
-#     bash setup.sh && .venv/bin/pip install -r bench/requirements-trl.txt && bash bench_gpu.sh
-#     PEER=none bash bench_gpu.sh          # ours alone
-#     DEVICE=cpu bash bench_gpu.sh         # a rehearsal without a GPU: every line once, on a tiny model and with little work
+#     bash setup.sh && .venv/bin/pip install -r experiments/requirements-trl.txt && bash experiments/bench_gpu.sh
+#     PEER=none bash experiments/bench_gpu.sh          # ours alone
+#     DEVICE=cpu bash experiments/bench_gpu.sh         # a rehearsal without a GPU: every line once, on a tiny model and with little work
 #
 # Each line writes its table to out/bench_gpu/NAME.txt; the last line there is JSON. A line that fails is named, and the next one runs.
 set -uo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 out=out/bench_gpu; mkdir -p "$out"
 python=${PYTHON:-.venv/bin/python}
 failed=()
 
-bench() { # NAME, then flags of bench.py
+bench() { # NAME, then flags of experiments/bench.py
   local name=$1; shift
   local work=(--device=cuda --dtype=bfloat16 --rollout=vllm --prompts=16 --group=8 --tokens=128 --image=480 --image_height=320
               --steps=6 --warmup=2 --rounds=3 --peer="${PEER:-trl}" --peer_batch=16 '--peer_flags={"gradient_checkpointing": true}')
@@ -23,7 +23,7 @@ bench() { # NAME, then flags of bench.py
            --image_height=56 --steps=3 --warmup=1 --rounds=1 --peer_batch=4)
   fi
   echo "== $name: $*"
-  if "$python" bench.py "${work[@]}" "$@" "${small[@]}" --out_dir="$out/work" > "$out/$name.txt" 2> "$out/$name.err"; then
+  if "$python" -m experiments.bench "${work[@]}" "$@" "${small[@]}" --out_dir="$out/work" > "$out/$name.txt" 2> "$out/$name.err"; then
     sed -n '/parameters,/,$p' "$out/$name.txt" | sed '$d'
   else
     failed+=("$name"); echo "failed, see $out/$name.err"; tail -3 "$out/$name.err"

@@ -30,16 +30,43 @@ log = logging.getLogger(__name__)
 # no tag inside: of nested tags the innermost pair is the answer, and the search stays linear on hostile input
 ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]  # fmt: skip
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 # at most 30 digits: enough for any answer, and far from the length at which Python refuses to convert
 DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}(?:\.\d{1,30})?|\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})"
 NUMBER = rf"[-+]?{DIGITS}"
-FACTOR = re.compile(r"\b(?:dozen|hundred|thousand|million|billion|times|pi|percent)\b")  # words that are no mere noun behind a number
-LEAD = re.compile(r"(?i)^(?:(?:approximately|about|around|roughly|exactly|only|just|\\approx|therefore:?|thus:?|then:?|likely:?|"
-                  r"(?:located )?at (?=the |\(|\\)|(?:the )?(?:points?|coordinates?|interval|equation|line|function|value)"
-                  r"(?= [^a-z]| [xyf]\b))\s*)+")
-HEDGE = re.compile(r"\b(?:or|and|to|maybe|perhaps|not|than|half)\b|[-+*/=]|\d|\b(?:" + "|".join(WORDS) + r")\b")
+FACTOR = re.compile(
+    r"\b(?:dozen|hundred|thousand|million|billion|times|pi|percent)\b"
+)  # words that are no mere noun behind a number
+LEAD = re.compile(
+    r"(?i)^(?:(?:approximately|about|around|roughly|exactly|only|just|\\approx|therefore:?|thus:?|then:?|likely:?|"
+    r"(?:located )?at (?=the |\(|\\)|(?:the )?(?:points?|coordinates?|interval|equation|line|function|value)"
+    r"(?= [^a-z]| [xyf]\b))\s*)+"
+)
+HEDGE = re.compile(
+    r"\b(?:or|and|to|maybe|perhaps|not|than|half)\b|[-+*/=]|\d|\b(?:" + "|".join(WORDS) + r")\b"
+)
 
 
 # ---------------------------------------------------------------------------
@@ -70,7 +97,9 @@ def extract_answer(completion: str, strict: bool = True) -> str | None:
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} whose braces balance, or None."""
     starts = [m.end() for m in re.finditer(r"\\boxed\s*\{", text)]
-    for start in starts[-8:][::-1]:  # a bound, because every unbalanced start costs a walk to the end of the text
+    for start in starts[-8:][
+        ::-1
+    ]:  # a bound, because every unbalanced start costs a walk to the end of the text
         depth = 1
         for i in range(start, len(text)):
             depth += (text[i] == "{") - (text[i] == "}")
@@ -83,19 +112,32 @@ def conclusion(text: str) -> str | None:
     """An answer stated in words in the last 400 characters, or None; for evaluation only."""
     tail = re.sub(r"</?(?:think|answer)>|<[a-z/]{0,6}\s*$|\*\*", " ", text[-400:]).strip()
     lines = [line.strip() for line in tail.split("\n") if line.strip()]
-    if re.search(r"(.{1,60}?)\1{3,}.{0,60}$", tail, re.DOTALL) or (  # a loop, or a list of options that never ends:
-        len(lines) > 2 and all(re.match(r"\W{0,2}[A-Za-z0-9]{1,2}[.):]\s", line) for line in lines[-2:])
+    if (
+        re.search(r"(.{1,60}?)\1{3,}.{0,60}$", tail, re.DOTALL)
+        or (  # a loop, or a list of options that never ends:
+            len(lines) > 2 and all(re.match(r"\W{0,2}[A-Za-z0-9]{1,2}[.):]\s", line) for line in lines[-2:])
+        )
     ):  # whatever it happens to end with was not concluded
         return None
-    stated = re.findall(r"\b(?:answer|option|choice)\b[^.\n:=]{0,40}?(?:\bis\b|:|=)(?: therefore| thus| then)?[ \t:]*([^\s:][^\n]*)|"
-                        r"答案[是为]?[:：]?\s*([^\n]+)|\banswer(?: is)?\s*:?\s*\n\s*(?:\\\[\s*)?([^\n]+)", tail, re.IGNORECASE)  # fmt: skip
+    stated = re.findall(
+        r"\b(?:answer|option|choice)\b[^.\n:=]{0,40}?(?:\bis\b|:|=)(?: therefore| thus| then)?[ \t:]*([^\s:][^\n]*)|"
+        r"答案[是为]?[:：]?\s*([^\n]+)|\banswer(?: is)?\s*:?\s*\n\s*(?:\\\[\s*)?([^\n]+)",
+        tail,
+        re.IGNORECASE,
+    )
     if stated:
         return "".join(stated[-1]).strip().rstrip(".").strip()
     last = re.split(r"\n|(?<=[.!?])\s", lines[-1] if lines else "")[-1]
-    there = re.search(rf"\bthere (?:are|is)(?: only| exactly| a total of)? ({NUMBER}|no|{'|'.join(WORDS)})\b", last, re.IGNORECASE)
+    there = re.search(
+        rf"\bthere (?:are|is)(?: only| exactly| a total of)? ({NUMBER}|no|{'|'.join(WORDS)})\b",
+        last,
+        re.IGNORECASE,
+    )
     if there:
         return "0" if there[1].lower() == "no" else there[1]
-    if re.match(r"(?:so|therefore|thus|hence|in conclusion|finally)\b", last, re.IGNORECASE) and last_value(last):
+    if re.match(r"(?:so|therefore|thus|hence|in conclusion|finally)\b", last, re.IGNORECASE) and last_value(
+        last
+    ):
         return last_value(last)
     bare = re.search(rf"(?<![\w.,/^{{-])({NUMBER}|{'|'.join(WORDS)})\s*°?[.!]?$", last, re.IGNORECASE)
     return bare[1] if bare else None
@@ -103,16 +145,39 @@ def conclusion(text: str) -> str | None:
 
 def last_value(sentence: str) -> str | None:
     """What a sentence says something is: "3.5" of "The length of NC is 3.5."; None if it says nothing of the kind."""
-    said = re.findall(r"(?:\b(?:is|are|equals|equal to|be)\b|[=:])\s*((?:(?!\b(?:is|are|equals|equal to|be)\b|[=:]).)+)$", sentence)
+    said = re.findall(
+        r"(?:\b(?:is|are|equals|equal to|be)\b|[=:])\s*((?:(?!\b(?:is|are|equals|equal to|be)\b|[=:]).)+)$",
+        sentence,
+    )
     return LEAD.sub("", said[-1].strip()).rstrip(".").strip() or None if said else None
 
 
 # ---------------------------------------------------------------------------
 # normal forms
 
-TYPOGRAPHY = str.maketrans({"−": "-", "–": "-", "。": ".", "²": "^2", "³": "^3", "×": "*", "·": "*", "÷": "/", "掳": "°", "º": "°",
-                            "∞": "\\infty ", "≤": "\\leq ", "≥": "\\geq ", "∪": "\\cup ", "±": "\\pm ", "≈": "\\approx ", "∶": ":",
-                            "½": "\\frac{1}{2}", **{0xFF01 + i: 0x21 + i for i in range(94)}})  # fmt: skip  # full-width forms
+TYPOGRAPHY = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "。": ".",
+        "²": "^2",
+        "³": "^3",
+        "×": "*",
+        "·": "*",
+        "÷": "/",
+        "掳": "°",
+        "º": "°",
+        "∞": "\\infty ",
+        "≤": "\\leq ",
+        "≥": "\\geq ",
+        "∪": "\\cup ",
+        "±": "\\pm ",
+        "≈": "\\approx ",
+        "∶": ":",
+        "½": "\\frac{1}{2}",
+        **{0xFF01 + i: 0x21 + i for i in range(94)},
+    }
+)  # full-width forms
 
 
 QUOTES = " \"'`“”*;"
@@ -122,9 +187,15 @@ def clean(text: str) -> str:
     """`text` without decoration: math delimiters, \\boxed, \\text, bold, final full stop, full-width forms, blanks."""
     text = text.translate(TYPOGRAPHY)
     text = re.sub(r"(?<![\w)}])\*\*(?=\S)([^*]+)\*\*(?![\w({\\])", r"\1", text)  # bold, but not 9**9**9
-    text = re.sub(r"\\[()\[\]]|\\?\$(?=\S)|(?<=\S)\$|\\end\{answer\}|\\[,;! ]|~|\\hline|\\q?quad", " ", text)  # delimiters and spaces
+    text = re.sub(
+        r"\\[()\[\]]|\\?\$(?=\S)|(?<=\S)\$|\\end\{answer\}|\\[,;! ]|~|\\hline|\\q?quad", " ", text
+    )  # delimiters and spaces
     for _ in range(2):  # \boxed{\text{B}}
-        text = re.sub(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed|mbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r" \1 ", text)
+        text = re.sub(
+            r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed|mbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}",
+            r" \1 ",
+            text,
+        )
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
@@ -132,21 +203,44 @@ def repair(text: str) -> str:
     """`text` as LaTeX that the parser reads whole: it takes 2√{3} for 2 and trips over °, π, sqrt(3) and 9**9."""
     text = re.sub(r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-zA-Z])", " ", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    degree = r"(?:[°º掳∘˚]|\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-zA-Z])|\\degree)(?:\s*[TC]\b)?|\b[dD]egrees?\b"
+    degree = (
+        r"(?:[°º掳∘˚]|\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-zA-Z])|\\degree)(?:\s*[TC]\b)?|\b[dD]egrees?\b"
+    )
     text = clean(re.sub(degree, " ", text))  # angles are in degrees
     text = text.replace("**", "^").replace("π", "\\pi ").lstrip(QUOTES).rstrip(QUOTES + "\\")
     text = re.sub(r"√\s*\{|(?<![a-zA-Z\\])sqrt\s*\{|\\sqrt\s+\{", r"\\sqrt{", text)
-    text = re.sub(r"(?:√|(?<![a-zA-Z\\])sqrt)\s*\(([^()]*)\)|√\s*(\d+(?:\.\d+)?|[a-z])|\\sqrt\s*(\d)",
-                  lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)  # fmt: skip
-    text = re.sub(r"(?<![a-zA-Z\\])(?:[dtc](?=frac))?(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))", r"\\\1", text)
+    text = re.sub(
+        r"(?:√|(?<![a-zA-Z\\])sqrt)\s*\(([^()]*)\)|√\s*(\d+(?:\.\d+)?|[a-z])|\\sqrt\s*(\d)",
+        lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}",
+        text,
+    )
+    text = re.sub(
+        r"(?<![a-zA-Z\\])(?:[dtc](?=frac))?(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))",
+        r"\\\1",
+        text,
+    )
     text = re.sub(r"(?i)^(?:approximately|about|around|roughly|\\approx)\s+(?=\S)", "", text)
-    text = re.sub(r"(?<=\d) ?[xX] ?10\^", r"\\times 10^", re.sub(r"(?<=\d)[eE]([-+]?\d{1,3})(?!\w)", r"\\times 10^{\1}", text))
+    text = re.sub(
+        r"(?<=\d) ?[xX] ?10\^",
+        r"\\times 10^",
+        re.sub(r"(?<=\d)[eE]([-+]?\d{1,3})(?!\w)", r"\\times 10^{\1}", text),
+    )
     text = re.sub(rf"({NUMBER}) (thousand|million|billion)\b", scaled, text)
-    text = re.sub(r"(?<=[\]\w)}]) (?=[A-Z][a-z]{3,} ?:)", "; ", text)  # "Domain: [0, 1] Range: [2, 3]", once two lines
+    text = re.sub(
+        r"(?<=[\]\w)}]) (?=[A-Z][a-z]{3,} ?:)", "; ", text
+    )  # "Domain: [0, 1] Range: [2, 3]", once two lines
     text = re.sub(r"(\d+)/(\d+) ?\\pi", r"\\frac{\1}{\2}\\pi", text)
-    text = re.sub(r"(?<![\w.}/])(\d{1,6}) ?\\frac\{(\d{1,6})\}\{(\d{1,6})\}|(?<![\w.}/])(\d{1,6}) (\d{1,6})/(\d{1,6})(?!\d)", mixed, text)
+    text = re.sub(
+        r"(?<![\w.}/])(\d{1,6}) ?\\frac\{(\d{1,6})\}\{(\d{1,6})\}|(?<![\w.}/])(\d{1,6}) (\d{1,6})/(\d{1,6})(?!\d)",
+        mixed,
+        text,
+    )
     text = re.sub(r"^[A-Z]'{0,2} ?(?=\([^()]*,[^()]*\)$)", "", text)  # A(2, 3): the point's name
-    text = re.sub(rf"({NUMBER}|[a-z])\s*:\s*({NUMBER}|[a-z])", r"\\frac{\1}{\2}", text) if re.fullmatch(r"[^:]+:[^:]+", text) else text
+    text = (
+        re.sub(rf"({NUMBER}|[a-z])\s*:\s*({NUMBER}|[a-z])", r"\\frac{\1}{\2}", text)
+        if re.fullmatch(r"[^:]+:[^:]+", text)
+        else text
+    )
     return re.sub(r"\s+", " ", as_interval(text)).strip()
 
 
@@ -166,47 +260,133 @@ FLIP = str.maketrans("<>lg", "><gl")
 
 
 def as_interval(text: str) -> str:
-    """"[-4, 9]" for "-4 \\leq g(x) \\leq 9", "(3, \\infty)" for "x > 3"; any other text unchanged."""
-    low, op, bound = r"(-?\\infty|[^<>=a-zA-Z,\\]{1,20})", r"(<|\\leq?(?![a-z])|<=)", r"(?:[a-z]|[a-z]\([a-z]\))"
+    """ "[-4, 9]" for "-4 \\leq g(x) \\leq 9", "(3, \\infty)" for "x > 3"; any other text unchanged."""
+    low, op, bound = (
+        r"(-?\\infty|[^<>=a-zA-Z,\\]{1,20})",
+        r"(<|\\leq?(?![a-z])|<=)",
+        r"(?:[a-z]|[a-z]\([a-z]\))",
+    )
     if m := re.fullmatch(rf"\s*{low}\s*{op}\s*{bound}\s*{op}\s*{low}\s*", text):
         return f"{'(' if m[2] == '<' else '['}{m[1].strip()}, {m[4].strip()}{')' if m[3] == '<' else ']'}"
     if m := re.fullmatch(rf"\s*{low}\s*(<|>|\\[lg]eq?|<=|>=)\s*({bound})\s*", text):  # -2 < x is x > -2
         text = f"{m[3]} {m[2].translate(FLIP)} {m[1]}"
     if m := re.fullmatch(rf"\s*{bound}\s*(<|>|\\[lg]eq?|<=|>=)\s*{low}\s*", text):
         open_end, below = m[1] in "<>", m[1][0] == "<" or m[1].startswith("\\l")
-        return f"(-\\infty, {m[2].strip()}{')' if open_end else ']'}" if below else f"{'(' if open_end else '['}{m[2].strip()}, \\infty)"
+        return (
+            f"(-\\infty, {m[2].strip()}{')' if open_end else ']'}"
+            if below
+            else f"{'(' if open_end else '['}{m[2].strip()}, \\infty)"
+        )
     return text
 
 
 # unit -> its spellings; a unit may be left out, but two different units are two different answers
 UNITS = {
-    "": r"units?|square units?|cubic units?", "%": r"\\?%|percent", "mm": r"mm|millimet(?:er|re)s?|毫米",
-    "cm": r"cm|centimet(?:er|re)s?|厘米", "dm": r"dm|decimet(?:er|re)s?|分米", "km": r"km|kilomet(?:er|re)s?|千米|公里",
-    "m": r"m|met(?:er|re)s?|米", "in": r"in|inch(?:es)?", "ft": r"ft|foot|feet", "yd": r"yd|yards?",
-    "mile": r"mi|miles?", "sea mile": r"nautical miles?|海里|n ?miles?", "g": r"g|grams?|克", "kg": r"kg|kilograms?|千克",
-    "s": r"s|sec|seconds?|秒", "min": r"min|minutes?|分钟", "h": r"h|hours?|hrs?|小时", "km/h": r"kmh|kph",
-    "amu": r"amu|u(?=$)", "V": r" ?V|volts?", "mV": r"mV", "A": r" A|amps?|amperes?", "mA": r"mA",
-    "ohm": r"Ω|\\Omega|ohms?", "kohm": r"k ?Ω|k\\Omega|kohms?", "W": r"W|watts?", "kW": r"kW", "N": r"N|newtons?", "J": r"J|joules?",
-    "kJ": r"kJ", "Hz": r"Hz|hertz", "Pa": r"Pa|pascals?", "kPa": r"kPa", "MPa": r"MPa", "K": r" K|kelvins?", "mol": r"mol|moles?",
-    "L": r" ?L|lit(?:er|re)s?", "mL": r"mL|millilit(?:er|re)s?", "rad": r"rad|radians?", "year": r"years?", "month": r"months?",
-    "day": r"days?|天", "week": r"weeks?", "USD": r"dollars?|USD", "euro": r"euros?|€", "lb": r"lbs?|pounds?", "kip": r"kips?",
-    "N·m": r"N ?\*? ?m", "rpm": r"rpm|rev ?/ ?min", "eV": r"eV",
-    "C": r" C|coulombs?|[Cc]elsius", "uA": r"[uµμ]A", "nA": r"nA", "Mohm": r"M ?Ω|M\\Omega", "mW": r"mW", "MW": r"MW", "kV": r"kV",
-    "uV": r"[uµμ]V", "kHz": r"kHz", "MHz": r"MHz", "GHz": r"GHz", "GPa": r"GPa", "kN": r"kN", "psi": r"psi", "ksi": r"ksi", "atm": r"atm",
-    "M": r" M", "H": r" H|henr(?:y|ies)", "mH": r"mH", "F": r" F|farads?", "uF": r"[uµμ]F", "nF": r"nF", "pF": r"pF", "T": r" T|teslas?",
-    "ms": r"ms|msecs?", "mg": r"mg", "cal": r"cal", "kcal": r"kcal", "kWh": r"kWh", "dB": r"dB", "Btu": r"Btu|BTU", "lbf": r"lbf",
+    "": r"units?|square units?|cubic units?",
+    "%": r"\\?%|percent",
+    "mm": r"mm|millimet(?:er|re)s?|毫米",
+    "cm": r"cm|centimet(?:er|re)s?|厘米",
+    "dm": r"dm|decimet(?:er|re)s?|分米",
+    "km": r"km|kilomet(?:er|re)s?|千米|公里",
+    "m": r"m|met(?:er|re)s?|米",
+    "in": r"in|inch(?:es)?",
+    "ft": r"ft|foot|feet",
+    "yd": r"yd|yards?",
+    "mile": r"mi|miles?",
+    "sea mile": r"nautical miles?|海里|n ?miles?",
+    "g": r"g|grams?|克",
+    "kg": r"kg|kilograms?|千克",
+    "s": r"s|sec|seconds?|秒",
+    "min": r"min|minutes?|分钟",
+    "h": r"h|hours?|hrs?|小时",
+    "km/h": r"kmh|kph",
+    "amu": r"amu|u(?=$)",
+    "V": r" ?V|volts?",
+    "mV": r"mV",
+    "A": r" A|amps?|amperes?",
+    "mA": r"mA",
+    "ohm": r"Ω|\\Omega|ohms?",
+    "kohm": r"k ?Ω|k\\Omega|kohms?",
+    "W": r"W|watts?",
+    "kW": r"kW",
+    "N": r"N|newtons?",
+    "J": r"J|joules?",
+    "kJ": r"kJ",
+    "Hz": r"Hz|hertz",
+    "Pa": r"Pa|pascals?",
+    "kPa": r"kPa",
+    "MPa": r"MPa",
+    "K": r" K|kelvins?",
+    "mol": r"mol|moles?",
+    "L": r" ?L|lit(?:er|re)s?",
+    "mL": r"mL|millilit(?:er|re)s?",
+    "rad": r"rad|radians?",
+    "year": r"years?",
+    "month": r"months?",
+    "day": r"days?|天",
+    "week": r"weeks?",
+    "USD": r"dollars?|USD",
+    "euro": r"euros?|€",
+    "lb": r"lbs?|pounds?",
+    "kip": r"kips?",
+    "N·m": r"N ?\*? ?m",
+    "rpm": r"rpm|rev ?/ ?min",
+    "eV": r"eV",
+    "C": r" C|coulombs?|[Cc]elsius",
+    "uA": r"[uµμ]A",
+    "nA": r"nA",
+    "Mohm": r"M ?Ω|M\\Omega",
+    "mW": r"mW",
+    "MW": r"MW",
+    "kV": r"kV",
+    "uV": r"[uµμ]V",
+    "kHz": r"kHz",
+    "MHz": r"MHz",
+    "GHz": r"GHz",
+    "GPa": r"GPa",
+    "kN": r"kN",
+    "psi": r"psi",
+    "ksi": r"ksi",
+    "atm": r"atm",
+    "M": r" M",
+    "H": r" H|henr(?:y|ies)",
+    "mH": r"mH",
+    "F": r" F|farads?",
+    "uF": r"[uµμ]F",
+    "nF": r"nF",
+    "pF": r"pF",
+    "T": r" T|teslas?",
+    "ms": r"ms|msecs?",
+    "mg": r"mg",
+    "cal": r"cal",
+    "kcal": r"kcal",
+    "kWh": r"kWh",
+    "dB": r"dB",
+    "Btu": r"Btu|BTU",
+    "lbf": r"lbf",
     "mph": r"mph",
-}  # fmt: skip
-ONE_UNIT = r"(?:square |cubic |sq\.? |平方|立方)?(?P<NAME>" + "|".join(f"(?:{u})" for u in UNITS.values()) + r")(?: ?\^? ?\{?[234]\}?)?"
-UNIT = re.compile(ONE_UNIT.replace("NAME", "over") + r"(?: ?(?:/|per\b) ?" + ONE_UNIT.replace("NAME", "under") + ")?$")
+}
+ONE_UNIT = (
+    r"(?:square |cubic |sq\.? |平方|立方)?(?P<NAME>"
+    + "|".join(f"(?:{u})" for u in UNITS.values())
+    + r")(?: ?\^? ?\{?[234]\}?)?"
+)
+UNIT = re.compile(
+    ONE_UNIT.replace("NAME", "over") + r"(?: ?(?:/|per\b) ?" + ONE_UNIT.replace("NAME", "under") + ")?$"
+)
 
 
 def split_unit(text: str) -> tuple[str, str]:
     """("12", "cm") for "12 cm". A unit stands at the end, behind a number, a bracket or π: the x of 2x is no unit."""
-    for start in (m.end() + blank for m in re.finditer(r"(?:[\d.})]|\\pi)(?= ?[^\d\s])", text) for blank in (0, 1)):
+    for start in (
+        m.end() + blank for m in re.finditer(r"(?:[\d.})]|\\pi)(?= ?[^\d\s])", text) for blank in (0, 1)
+    ):
         match = UNIT.match(text, start)
         if match:
-            over, under = (next((name for name, u in UNITS.items() if part and re.fullmatch(u, part)), "") for part in match.groups())
+            over, under = (
+                next((name for name, u in UNITS.items() if part and re.fullmatch(u, part)), "")
+                for part in match.groups()
+            )
             return text[:start].strip(), f"{over}/{under}" if under else over
     return text, ""
 
@@ -229,7 +409,11 @@ def number(text: str) -> Fraction | None:
 def of_things(text: str) -> Fraction | None:
     """6 of "6 children", "24 small cubes in total" and "3 times", None for "6 million" or "6 or seven"."""
     noun = re.fullmatch(rf"({NUMBER})(?: times|((?: [a-z]{{3,}})+?)(?: in (?:total|all))?)", text)
-    return number(noun[1]) if noun and not (noun[2] and (HEDGE.search(noun[2]) or FACTOR.search(noun[2]))) else None
+    return (
+        number(noun[1])
+        if noun and not (noun[2] and (HEDGE.search(noun[2]) or FACTOR.search(noun[2])))
+        else None
+    )
 
 
 # ---------------------------------------------------------------------------
@@ -242,24 +426,45 @@ def same_count(answer: str, solution: str, row: dict | None = None) -> bool:
     counted = []
     for text in (answer, solution):
         text = re.sub(r"^答案[是为]?:?", "", clean(text[-2000:]).lower().rsplit("=", 1)[-1].strip()).strip()
-        text = re.sub(r"^(?:\(?[a-z][.):](?=\s)|.*\bthere (?:are|is)(?: only| exactly| just| a total of)?"
-                      r"|(?:the )?(?:final )?answer(?: is|:)|.*\b(?:total|count|answer):)\s+", "", text)  # fmt: skip
+        text = re.sub(
+            r"^(?:\(?[a-z][.):](?=\s)|.*\bthere (?:are|is)(?: only| exactly| just| a total of)?"
+            r"|(?:the )?(?:final )?answer(?: is|:)|.*\b(?:total|count|answer):)\s+",
+            "",
+            text,
+        )
         if re.match(r"the .* (?:is|are) ", text):  # "The number of cubes is 3"
             text = last_value(text) or text
         match = re.match(rf"({NUMBER}|no(?= [a-z])|none|{'|'.join(WORDS)})(?![\w.,-])(.*)", text)
-        rest = re.sub(r"\([^()]*\)", lambda m: re.sub(r"\b(?:and|to)\b", " ", m[0]), match[2] if match else "")  # "3 (a car and two ..."
+        rest = re.sub(
+            r"\([^()]*\)", lambda m: re.sub(r"\b(?:and|to)\b", " ", m[0]), match[2] if match else ""
+        )  # "3 (a car and two ..."
         if not match or HEDGE.search(rest):  # a second number or "or" behind it: the answer has not decided
             return False
-        counted.append(0 if match[1] in ("no", "none") else WORDS.index(match[1]) if match[1] in WORDS
-                       else Fraction(match[1].replace(",", "")))  # fmt: skip
+        counted.append(
+            0
+            if match[1] in ("no", "none")
+            else WORDS.index(match[1])
+            if match[1] in WORDS
+            else Fraction(match[1].replace(",", ""))
+        )
     return counted[0] == counted[1]
 
 
 def option_letter(text: str) -> str | None:
     """The one option letter that `text` names: "B", "b)", "(B) red", "B. red", "option B"; None if none or several."""
-    text = re.sub(r"(?i)^(?:the )?(?:correct |final |best )?(?:answer|option|choice)(?: is)?\s*:?\s+", "", clean(text[:2000]))
-    text = re.sub(r"(?i)^(?:option|choice)\s+(?=\(?[a-z]\b)|(?<=[A-Za-z)]) is (?:the )?(?:correct|right|best)(?: \w+)?$", "", text)
-    match = re.match(r"\(([A-Za-z])\)(.*)|([A-Z])[).:](.*)|([a-z])[).:](?=\s)(.*)|([A-Za-z])$|([a-z])[).:]$", text)
+    text = re.sub(
+        r"(?i)^(?:the )?(?:correct |final |best )?(?:answer|option|choice)(?: is)?\s*:?\s+",
+        "",
+        clean(text[:2000]),
+    )
+    text = re.sub(
+        r"(?i)^(?:option|choice)\s+(?=\(?[a-z]\b)|(?<=[A-Za-z)]) is (?:the )?(?:correct|right|best)(?: \w+)?$",
+        "",
+        text,
+    )
+    match = re.match(
+        r"\(([A-Za-z])\)(.*)|([A-Z])[).:](.*)|([a-z])[).:](?=\s)(.*)|([A-Za-z])$|([a-z])[).:]$", text
+    )
     if not match:  # a letter followed by words is English ("A cat"), not an option
         match = re.fullmatch(r".+ \(([A-J])\)()", text)  # "Early Renaissance (C)"
         if not match and not NEGATED.search(text):
@@ -268,7 +473,10 @@ def option_letter(text: str) -> str | None:
         if not match:
             return None
     letter, rest = ([group for group in match.groups() if group is not None] + [""])[:2]
-    hedged = re.search(r"\([A-J]\)(?!\w)|\b(?:or|and) [A-Z]\b|(?:^|\s)[A-J][.:]\s|^[\s,/&]*[A-Z]\b(?:$|[\s,/&]+[A-Z]\b)", rest)
+    hedged = re.search(
+        r"\([A-J]\)(?!\w)|\b(?:or|and) [A-Z]\b|(?:^|\s)[A-J][.:]\s|^[\s,/&]*[A-Z]\b(?:$|[\s,/&]+[A-Z]\b)",
+        rest,
+    )
     return None if hedged else letter.upper()
 
 
@@ -276,7 +484,9 @@ def read_options(problem: str) -> list[str]:
     """The options of a problem, in order: "A: 35°", "(A) red", "A. true", on lines of their own or in one line; [] if none."""
     problem, runs = problem[-6000:], []
     marks = re.finditer(r"(?:^|(?<=\s))(?:\(([A-J])\)|([A-J])\s?([.:)]))\s*", problem)
-    for mark in marks:  # a run is A, B, C ... in one style; the last one counts, because the question may have letters too
+    for mark in (
+        marks
+    ):  # a run is A, B, C ... in one style; the last one counts, because the question may have letters too
         letter, style = mark[1] or mark[2], mark[3] or "()"
         if letter == "A":
             runs.append(([], style))
@@ -293,12 +503,19 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
     options = row.get("options") or read_options(row.get("problem") or "")
     letters = "ABCDEFGHIJ"[: len(options)] or "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     wanted, given = option_letter(solution), option_letter(answer)
-    pictured = re.fullmatch(r"(?i:the )?(?i:picture|figure|image|diagram|graph|point|piece|shape|path) \(?([A-Z])\)?", clean(answer[:100]))
+    pictured = re.fullmatch(
+        r"(?i:the )?(?i:picture|figure|image|diagram|graph|point|piece|shape|path) \(?([A-Z])\)?",
+        clean(answer[:100]),
+    )
     if pictured and given is None:
         given, answer = pictured[1], pictured[1]
-    named = re.match(r"(?:.*\b(?:answer|option|choice)(?: is|:)?\s+)?\(?([A-J])[).:]{1,2}\s*(.+)$", clean(answer[:1000]))
+    named = re.match(
+        r"(?:.*\b(?:answer|option|choice)(?: is|:)?\s+)?\(?([A-J])[).:]{1,2}\s*(.+)$", clean(answer[:1000])
+    )
     if named and named[1] in letters and options and same_words(named[2], options[letters.index(named[1])]):
-        given = named[1]  # "(E) P, Q and R": further letters are no hedge where they are the option's own text
+        given = named[
+            1
+        ]  # "(E) P, Q and R": further letters are no hedge where they are the option's own text
     if wanted is None:  # the reference is the text of an option
         if given is not None and given in letters and options:
             answer = options[letters.index(given)]
@@ -310,33 +527,51 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
     # By its text, else by its value: cos(π/5) is not the option cos(9π/5), although they are equal. An answer that is the value of
     # several options has chosen none, unless they read the same.
     said = [x for x in options if names(answer, clean(x))]
-    chosen = ([x for x in options if same_words(answer, x)] or (said if len(said) == 1 and len(options) == len(set(options)) else [])
-              or [x for x in options if same_math(answer, x, row)])  # fmt: skip
+    chosen = (
+        [x for x in options if same_words(answer, x)]
+        or (said if len(said) == 1 and len(options) == len(set(options)) else [])
+        or [x for x in options if same_math(answer, x, row)]
+    )
     text = options[letters.index(wanted)]
     return text in chosen and all(same_words(x, text) for x in chosen)
 
 
 def same_words(answer: str, option: str) -> bool:
     """Equal as texts but for case, articles and punctuation behind a word."""
-    plain = [re.sub(r"^(?:the|an?) |[\"'`“”‘’.,;:!?]+(?=\s|$)", "", clean(text[:1000]).casefold()).strip() for text in (answer, option)]
+    plain = [
+        re.sub(r"^(?:the|an?) |[\"'`“”‘’.,;:!?]+(?=\s|$)", "", clean(text[:1000]).casefold()).strip()
+        for text in (answer, option)
+    ]
     # CH_3COOH, \\Delta T: markup and blanks do not matter, except between digits
     bare = [re.sub(r"[_{}\\]|(?<!\d) +| +(?!\d)", "", text) for text in plain]
     return plain[0] == plain[1] != "" or len(plain[1]) > 2 and bare[0] == bare[1] != ""
 
 
-NEGATED = re.compile(r"(?i)\b(?:not|no|none|nor|or|and|cannot|fails?|never|neither|except|without|rather"
-                     r"|instead|but|than|while|whereas|closest|either|both|maybe|perhaps|unless|if)\b|n['’]t\b")  # fmt: skip
+NEGATED = re.compile(
+    r"(?i)\b(?:not|no|none|nor|or|and|cannot|fails?|never|neither|except|without|rather"
+    r"|instead|but|than|while|whereas|closest|either|both|maybe|perhaps|unless|if)\b|n['’]t\b"
+)
 
 
 def names(answer: str, words: str) -> bool:
     """Does a short sentence say `words`, a reference of letters only ("the embryonic stage", "Clara is the tallest")? No "not", no "or"."""
     answer, words = clean(answer[:400]).casefold().rstrip(".!"), words.casefold()
     if words == "neither":  # "neither even nor odd"
-        return re.fullmatch(r"(?:.* is )?neither(?: (?:even )?n?or odd| odd n?or even| even n?or odd)?", answer) is not None
+        return (
+            re.fullmatch(r"(?:.* is )?neither(?: (?:even )?n?or odd| odd n?or even| even n?or odd)?", answer)
+            is not None
+        )
     if words in ("yes", "no", "true", "false"):  # "No, because ..."
-        return (re.match(rf"{words}\s*(?:[,.;:]|$)", answer) is not None and not re.search(r"\b(?:but|however|or)\b", answer)
-                and set(re.findall(r"\b(?:yes|no|true|false)\b", answer)) == {words})  # fmt: skip
-    if not re.fullmatch(r"[a-z][a-z' -]{2,60}", words) or len(answer.split()) > 25 or re.search(r"[\n;]|[.!?]\s|\bvs\b", answer):
+        return (
+            re.match(rf"{words}\s*(?:[,.;:]|$)", answer) is not None
+            and not re.search(r"\b(?:but|however|or)\b", answer)
+            and set(re.findall(r"\b(?:yes|no|true|false)\b", answer)) == {words}
+        )
+    if (
+        not re.fullmatch(r"[a-z][a-z' -]{2,60}", words)
+        or len(answer.split()) > 25
+        or re.search(r"[\n;]|[.!?]\s|\bvs\b", answer)
+    ):
         return False
     found = re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", answer)
     if not found or "," in answer or NEGATED.search(answer[: found.start()] + answer[found.end() :]):
@@ -359,14 +594,20 @@ def same_math(answer: str, solution: str, row: dict | None = None) -> bool:
     reference too. "4π or approximately 12.57" is 4π; "3 or 4" is nothing.
     """
     lines = [line for line in answer[-4000:].split("\n") if line.strip()]
-    if len(lines) > 1 and re.fullmatch(r"\s*\(?[A-J]\)?\.?\s*", lines[-1]):  # "0.10\nB": the letter of an option that nobody offered
+    if len(lines) > 1 and re.fullmatch(
+        r"\s*\(?[A-J]\)?\.?\s*", lines[-1]
+    ):  # "0.10\nB": the letter of an option that nobody offered
         lines = lines[:-1]
     answer = " ".join(lines)
     if len(answer) > 500 and lines:
         answer = lines[-1]
-    if len(answer) > 500 or len(solution) > 500:  # no final answer is that long; also bounds every regex below
+    if (
+        len(answer) > 500 or len(solution) > 500
+    ):  # no final answer is that long; also bounds every regex below
         return False
-    scale = re.search(r"(?i)\b(?:how many|in|of) (thousand|million|billion)s?\b", (row or {}).get("problem") or "")
+    scale = re.search(
+        r"(?i)\b(?:how many|in|of) (thousand|million|billion)s?\b", (row or {}).get("problem") or ""
+    )
     if scale:  # "how many million hamburgers": 2.5 million is 2.5
         answer = re.sub(rf"(?i)(?<=\d) ?{scale[1]}s?\b", "", answer)
     if names(answer, clean(solution)):
@@ -375,11 +616,17 @@ def same_math(answer: str, solution: str, row: dict | None = None) -> bool:
     if same_value(answer, solution):
         return True
     # an exact value with its approximation, in this order or the other: one of them is right and they agree
-    pieces = [p.strip(" ,;()") for p in re.split(r"\\approx|\bor\b|\bapproximately\b|\babout\b|\(approx\.?", answer)]
+    pieces = [
+        p.strip(" ,;()") for p in re.split(r"\\approx|\bor\b|\bapproximately\b|\babout\b|\(approx\.?", answer)
+    ]
     pieces = [p for p in pieces if p]
     if len(pieces) > 1:
         near = [nearly(split_unit(sides(p)[1])[0]) for p in pieces]
-        agree = all(v is not None and abs(v - near[0]) <= 0.02 * abs(near[0]) for v in near) if near[0] is not None else False
+        agree = (
+            all(v is not None and abs(v - near[0]) <= 0.02 * abs(near[0]) for v in near)
+            if near[0] is not None
+            else False
+        )
         return agree and (same_value(pieces[0], solution) or same_value(pieces[-1], solution))
     return False
 
@@ -394,7 +641,9 @@ def same_value(answer: str, solution: str) -> bool:
     (left_a, a), (left_s, s) = sides(answer), sides(solution)
     a, s = as_interval(a), as_interval(s)
     if left_a and left_s and not (is_label(left_a) and is_label(left_s)):
-        return answer.replace(" ", "") == solution.replace(" ", "") or proportional(f"{left_a}-({a})", f"{left_s}-({s})")
+        return answer.replace(" ", "") == solution.replace(" ", "") or proportional(
+            f"{left_a}-({a})", f"{left_s}-({s})"
+        )
     if left_a and not is_label(left_a) or left_s and not is_label(left_s):
         return False  # an equation is no value
     if len(left_a) == len(left_s) == 1 and left_a != left_s:  # x = 3 is not y = 3
@@ -403,16 +652,30 @@ def same_value(answer: str, solution: str) -> bool:
     if unit_a and unit_s and unit_a != unit_s:
         return False
     given, wanted = number(a), number(s)
-    if (wanted is None) != (given is None) and not (unit_s if given is None else unit_a):  # "6 children" for 6, 3 for "3 times"
-        given, wanted = given if given is not None else of_things(a), wanted if wanted is not None else of_things(s)
+    if (wanted is None) != (given is None) and not (
+        unit_s if given is None else unit_a
+    ):  # "6 children" for 6, 3 for "3 times"
+        given, wanted = (
+            given if given is not None else of_things(a),
+            wanted if wanted is not None else of_things(s),
+        )
     if wanted is not None and given is not None:  # decided here for most answers, without loading sympy
-        return given == wanted or rounds_to(given, s) or re.search("/|frac", s) is not None and six_digits(given, a, wanted)
+        return (
+            given == wanted
+            or rounds_to(given, s)
+            or re.search("/|frac", s) is not None
+            and six_digits(given, a, wanted)
+        )
     if a.casefold().replace(" ", "") == s.casefold().replace(" ", "") != "":
         return True
     (kind_a, list_a), (kind_s, list_s) = split_list(a), split_list(s)
     for kind, parts, others in ((kind_s, list_a, list_s), (kind_a, list_s, list_a)):
         pairs = [sides(part) for part in parts]  # "x = -2, y = -9" for (-2, -9)
-        if kind == "()" and len(parts) == len(others) and [left for left, _ in pairs] in (["x", "y"], ["x", "y", "z"]):
+        if (
+            kind == "()"
+            and len(parts) == len(others)
+            and [left for left, _ in pairs] in (["x", "y"], ["x", "y", "z"])
+        ):
             return all(same_value(right, other) for (_, right), other in zip(pairs, others, strict=True))
     if len(list_a) != len(list_s) or kind_a != kind_s and {kind_a, kind_s} != {"", "{}"}:
         return False  # (0, 1] is not (0, 1), a pair is no number
@@ -421,7 +684,9 @@ def same_value(answer: str, solution: str) -> bool:
             return same_in_any_order(list_a, list_s)
         return all(same_value(x, y) for x, y in zip(list_a, list_s, strict=True))
     if re.search(r"\d\.\d\d", s) and given is None and wanted is not None and nearly(a) is not None:
-        return rounds_to(Fraction(nearly(a)), s)  # 2√2 for 2.83, but not 2√3 for 3.5: one decimal is as likely exact
+        return rounds_to(
+            Fraction(nearly(a)), s
+        )  # 2√2 for 2.83, but not 2√3 for 3.5: one decimal is as likely exact
     if given is not None and "." in a and nearly(s) is not None:
         return six_digits(given, a, Fraction(nearly(s)))
     return same_expression(a, s)
@@ -429,8 +694,10 @@ def same_value(answer: str, solution: str) -> bool:
 
 # the words that tell the parts of an answer apart
 PART = re.compile(r"(?i)\b(domain|range|increas|decreas|constant|maxim|minim|vertical|horizontal)")
-PART_LABEL = re.compile(r"(?i)^(?:the )?(?:(?:function|graph|f) is )?(?:domain|range|(?:in|de)creasing|constant)(?: intervals?)?"
-                        r"(?: is| on| over| for| of f)?\s*:?\s*(?=[-(\[\\xy\d])")
+PART_LABEL = re.compile(
+    r"(?i)^(?:the )?(?:(?:function|graph|f) is )?(?:domain|range|(?:in|de)creasing|constant)(?: intervals?)?"
+    r"(?: is| on| over| for| of f)?\s*:?\s*(?=[-(\[\\xy\d])"
+)
 
 
 def sides(text: str) -> tuple[str, str]:
@@ -450,7 +717,9 @@ def sides(text: str) -> tuple[str, str]:
     left, right = parts[0].strip(), parts[-1].strip()
     if len(parts) == 2 and re.fullmatch("[a-zA-Z]", right) and not re.search("[a-zA-Z]", left):
         return right, left  # 5 = x
-    if len(parts) > 2 or not re.search("[a-zA-Z]", re.sub(r"\\(?!angle|theta|alpha|beta)[a-zA-Z]+", "", left)):
+    if len(parts) > 2 or not re.search(
+        "[a-zA-Z]", re.sub(r"\\(?!angle|theta|alpha|beta)[a-zA-Z]+", "", left)
+    ):
         return "", right  # a chain or a calculation: what it comes to
     return left, right
 
@@ -513,7 +782,9 @@ def rounds_to(value: Fraction, decimal: str) -> bool:
     places = re.fullmatch(r"[-+]?[\d,]*\.(\d+)", decimal.strip())
     if not places:
         return False
-    return abs(value - number(decimal)) <= Fraction(1, 2 * 10 ** len(places[1])) * Fraction(1_000_001, 1_000_000)
+    return abs(value - number(decimal)) <= Fraction(1, 2 * 10 ** len(places[1])) * Fraction(
+        1_000_001, 1_000_000
+    )
 
 
 def six_digits(value: Fraction, decimal: str, exact: Fraction) -> bool:
@@ -535,11 +806,15 @@ def is_tame(text: str) -> bool:
     exponents = re.findall(EXPONENT, text)
     digits = [int(d[:9]) for exponent in exponents for d in re.findall(r"\d+", exponent)]
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", text))
-    return (len(text) <= 200 and len(exponents) == text.count("^")  # a ^ within an exponent would be missing here
-            and not re.search(EXPONENT + r"\s*[)}]*\s*\^", text) and math.prod(max(d, 1) for d in digits) <= 9999
-            and not re.search(r"!|\\(?:sum|prod|int|lim|binom|Gamma|zeta|approx)|\d{31}|\d\s+\d", text)
-            # letters are variables and would multiply and commute: "red cube" is no product, "3 or 4" no number
-            and not any(w in ("or", "and") or len(w) > 2 and w not in ("sin", "cos", "tan", "log") for w in words))  # fmt: skip
+    return (
+        len(text) <= 200
+        and len(exponents) == text.count("^")  # a ^ within an exponent would be missing here
+        and not re.search(EXPONENT + r"\s*[)}]*\s*\^", text)
+        and math.prod(max(d, 1) for d in digits) <= 9999
+        and not re.search(r"!|\\(?:sum|prod|int|lim|binom|Gamma|zeta|approx)|\d{31}|\d\s+\d", text)
+        # letters are variables and would multiply and commute: "red cube" is no product, "3 or 4" no number
+        and not any(w in ("or", "and") or len(w) > 2 and w not in ("sin", "cos", "tan", "log") for w in words)
+    )
 
 
 class TookTooLong(Exception):
@@ -570,9 +845,21 @@ def symbolic(work, *texts: str):
         return work(*texts)
     except (TookTooLong, TimeoutException):
         timeouts += 1
-        log_once(f"symbolic comparison of {' with '.join(map(repr, texts))} took over {SECONDS:.0f} s and counts as wrong")
-    except (ArithmeticError, ValueError, TypeError, RecursionError, AttributeError, NotImplementedError, MemoryError) as error:
-        log_once(f"symbolic comparison failed with {type(error).__name__}; such answers count as wrong")  # what sympy lets through
+        log_once(
+            f"symbolic comparison of {' with '.join(map(repr, texts))} took over {SECONDS:.0f} s and counts as wrong"
+        )
+    except (
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        RecursionError,
+        AttributeError,
+        NotImplementedError,
+        MemoryError,
+    ) as error:
+        log_once(
+            f"symbolic comparison failed with {type(error).__name__}; such answers count as wrong"
+        )  # what sympy lets through
     finally:
         if alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -609,7 +896,9 @@ def same_expression(answer: str, solution: str) -> bool:
         if not gold:
             log_once(f"math_verify cannot read the reference {solution!r}: only equal texts will be right")
         values = [constant(parsed) for parsed in (gold, given)]
-        if None not in values and abs(values[0] - values[1]) > 1e-6 * max(map(abs, values)):  # 50 times quicker than to simplify
+        if None not in values and abs(values[0] - values[1]) > 1e-6 * max(
+            map(abs, values)
+        ):  # 50 times quicker than to simplify
             return False
         return bool(gold and given) and verify(gold, given, timeout_seconds=None)
 
@@ -666,7 +955,11 @@ def read_box(text: str) -> list[float] | None:
     found = []
 
     def walk(node):
-        if isinstance(node, list) and len(node) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in node):
+        if (
+            isinstance(node, list)
+            and len(node) == 4
+            and all(type(x) in (int, float) and math.isfinite(x) for x in node)
+        ):
             found.append([float(x) for x in node])
         elif isinstance(node, list | dict):
             for child in node.values() if isinstance(node, dict) else node:
@@ -685,7 +978,12 @@ def read_box(text: str) -> list[float] | None:
 
 def scale_box(box: list[float], size: tuple[float, float], to: tuple[float, float]) -> list[float]:
     """The box of a frame of `size` (width, height) in a frame of size `to`."""
-    return [box[0] * to[0] / size[0], box[1] * to[1] / size[1], box[2] * to[0] / size[0], box[3] * to[1] / size[1]]
+    return [
+        box[0] * to[0] / size[0],
+        box[1] * to[1] / size[1],
+        box[2] * to[0] / size[0],
+        box[3] * to[1] / size[1],
+    ]
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -727,4 +1025,11 @@ def same_auto(answer: str, solution: str, row: dict | None = None) -> bool:
     return (same_math if re.search(r"[\d\\√π=^]", solution) else same_text)(answer, solution)
 
 
-VERIFIERS = {"count": same_count, "choice": same_choice, "math": same_math, "grounding": same_box, "text": same_text, "auto": same_auto}
+VERIFIERS = {
+    "count": same_count,
+    "choice": same_choice,
+    "math": same_math,
+    "grounding": same_box,
+    "text": same_text,
+    "auto": same_auto,
+}
