@@ -1,36 +1,37 @@
-"""GRPO (DeepSeekMath, arXiv:2402.03300) on a Qwen-VL policy with rule-based rewards: the whole of R1-V in one loop.
+"""GRPO (DeepSeekMath, arXiv:2402.03300) on a Qwen-VL policy with rule-based rewards: R1-V in one loop.
 
 Where this code departs from the paper, and why:
- 1. No value model and no reward model: the reward is a rule that reads the answer tag (rewards.py). As in DeepSeek-R1.
- 2. One update per rollout by default, so ratio = 1 and the clip never binds: the gradient is REINFORCE with a group baseline.
-    Set updates_per_rollout > 1 and the clip (with separate bounds, DAPO) starts to matter.
- 3. All G completions of a prompt share one reading of it (qwen.py): the image is encoded once per group, not G times.
- 4. Completions come from vLLM, whose log-probs differ a little from the trainer's: a truncated importance weight corrects
-    for it, and its size is logged. With identical kernels it is 1.
- 5. A group whose rewards are all equal has advantage 0; `drop_flat_groups` leaves it out of the update (and its KL with it).
+ 1. No value model and no reward model: the reward is a rule that reads the answer tag (rewards.py), as in R1.
+ 2. One update per rollout by default, so ratio = 1 and the clip never binds: the gradient is REINFORCE with a
+    group baseline. With updates_per_rollout > 1 the clip (with separate bounds, DAPO) starts to matter.
+ 3. All G completions of a prompt share one reading of it (qwen.py): the image is encoded once per group.
+ 4. Completions come from vLLM, whose log-probs differ a little from the trainer's: a truncated importance
+    weight corrects for it, and its size is logged. With identical kernels it is 1.
+ 5. A group whose rewards are all equal has advantage 0; `drop_flat_groups` leaves it out of the update, and
+    its KL with it.
 
 One step (the numbers stand in the loop below):
  1) prompts      the next P prompts, strided over the processes
  2) rollout      G completions of each, from the current policy
  3) reward       r = sum_k weight_k * part_k(completion)
  4) advantage    A_i = (r_i - mean of group) / (std of group + eps)
- 5) log-probs    of the reference policy (if beta > 0) and of the old policy (if it is not the current one)
+ 5) log-probs    of the reference policy (if beta > 0), of the old policy (if it is not the current one)
  6) update       minimise  -min(ratio * A, clip(ratio) * A) + beta * KL,  mean over the response tokens
  7) sync         the new weights into vLLM, its caches emptied
  8) log          one line, metrics.jsonl, rollouts.jsonl       9) evaluate, save
 
-Symbols: P prompts of a process, G completions per prompt, S = P * G sequences (completion s belongs to prompt s // G), L response
-tokens of all S sequences laid end to end, N response tokens of one micro-batch. The end token is a response token.
+Symbols: P prompts of a process, G completions per prompt, S = P * G sequences (completion s belongs to prompt
+s // G), L response tokens of all S sequences laid end to end, N response tokens of one micro-batch. The end
+token is a response token.
 
-    torchrun --nproc_per_node=2 train_grpo.py configs/tiny.py      # 2 CPU cores, about a minute, after the cold start (README)
-    torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py     # R1-V's run: Qwen2-VL-2B counts CLEVR objects, 8 GPUs
+    torchrun --nproc_per_node=2 train_grpo.py configs/tiny.py     # 2 cores, a minute, after the cold start
+    torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py    # R1-V's run: Qwen2-VL-2B counts, 8 GPUs
     torchrun --nproc_per_node=1 train_grpo.py configs/clevr_1gpu.py configs/ablate_no_kl.py --seed=2
 
-Writes to out_dir: config.json, run.json, metrics.jsonl, rollouts.jsonl, curves.png, rollouts.html, step-000100/ (Hugging Face
-checkpoints), resume/ (everything needed to go on: the same command continues a run that was stopped or killed).
+Writes to out_dir: config.json, run.json, metrics.jsonl, rollouts.jsonl, curves.png, rollouts.html;
+step-000100/ (Hugging Face checkpoints), resume/ (the same command continues a run that was killed).
 """
 
-import json
 import math
 import subprocess
 import sys
@@ -49,7 +50,8 @@ from configurator import configure
 
 # fmt: off
 # -----------------------------------------------------------------------------
-# default config: R1-V's, Qwen2-VL-2B counting CLEVR objects on 8 GPUs; override with  train_grpo.py configs/x.py --key=value
+# default config: R1-V's, Qwen2-VL-2B counting CLEVR objects on 8 GPUs
+# override with  train_grpo.py configs/x.py --key=value
 # run
 out_dir = "out/grpo"
 seed = 0
@@ -57,20 +59,20 @@ resume = True             # go on from out_dir/resume if it is there; False star
 # policy
 model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id; also the reference policy
 dtype = "bfloat16"        # 'float32' on CPUs
-attn = "auto"             # 'varlen' = FlashAttention, for GPUs and 16 bits; 'sdpa' = any machine; 'auto' = the best
-freeze_vision = False     # train the language model only: less memory; costs accuracy where vision is the weak part
-lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
+attn = "auto"             # 'varlen' = FlashAttention, for GPUs in 16 bits; 'sdpa' = any machine; 'auto'
+freeze_vision = False     # train the language model only: less memory; costs accuracy where vision is weak
+lora_rank = 0             # 0 = train all weights; else LoRA of this rank, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
-compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs (docs/speed.md); not under ZeRO-3
+compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs
 # data
 data_source = "leonardPKU/clevr_cogen_a_train"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
 task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
-template = "auto"         # prompt: the row's own, else 'think' (R1-V's); or 'direct' (answer only), 'box', 'zero' for all rows
-box_frame = "auto"        # coordinates of boxes: the policy's own; or 'resized' pixels, 'thousand'ths, 'original' pixels
+template = "auto"         # 'auto': the row's own, else 'think' (R1-V's); or 'direct' (answer only), 'box' ...
+box_frame = "auto"        # of coordinates: 'auto' (the policy's own), 'resized', 'thousand', 'original'
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
 min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
 max_pixels = 401408       # 512 visual tokens
@@ -78,22 +80,22 @@ eval_source = ""          # held-out rows, same forms as data_source; '' = no ev
 eval_split = "test"
 eval_rows = 200           # the first so many of them
 # rollout
-rollout = "vllm"          # 'vllm' or 'hf' (the transformers model itself: for small models on CPUs, and without vLLM)
+rollout = "vllm"          # 'vllm'; or 'hf', the transformers model itself: for small models on CPUs
 prompts_per_step = 16     # over all processes; each gives one group
 group_size = 8            # G, completions per prompt; the advantage is relative within this group
 max_completion_length = 256  # tokens; longer completions are cut off
 temperature = 0.9         # R1-V's; log-probs are taken at the same temperature (R1-V takes them at 1)
-top_p = 1.0               # below 1 the sampler's distribution is no longer the trainer's: the importance weights are then biased
+top_p = 1.0               # below 1 the sampler is not the trainer's policy: importance weights are biased
 top_k = 0                 # 0 = off; as top_p
 vllm_gpu_memory = 0.4     # share of each GPU for vLLM's weights and KV cache
 vllm_sleep = True         # on GPUs: vLLM gives its memory back during the update
 # reward
-reward_weights = {"accuracy": 1.0, "format": 1.0}  # named parts of rewards.py, or your own "module:function", and their weights
-reward_workers = 4        # processes for scoring beside each training process; 0 = in the training process, enough for counting
+reward_weights = {"accuracy": 1.0, "format": 1.0}  # parts of rewards.py, or your own "module:function"
+reward_workers = 4        # scoring processes beside each training process; 0 = none, enough for counting
 # objective
-adv_norm = "group"        # divide by the std of the 'group' | of all rewards of the step, 'batch' | 'none' (Dr. GRPO)
+adv_norm = "group"        # divide by the std of the 'group' | of all of the step, 'batch' | 'none' (Dr. GRPO)
 drop_flat_groups = False  # leave groups without spread out of the update
-loss_norm = "sequence"    # 'sequence': mean of per-sequence means (GRPO) | 'token': mean over all tokens (DAPO) | 'constant' (Dr. GRPO)
+loss_norm = "sequence"    # 'sequence' (GRPO) | 'token' (DAPO) | 'constant' (Dr. GRPO): see token_weights
 ratio_level = "token"     # 'token' | 'sequence' (GSPO)
 clip_low = 0.2            # the ratio is clipped to [1 - clip_low, 1 + clip_high]
 clip_high = 0.2           # DAPO: 0.28
@@ -109,7 +111,7 @@ warmup_steps = 0
 weight_decay = 0.0
 adam_betas = (0.9, 0.999)
 grad_clip = 1.0
-micro_tokens = 0          # tokens of one forward pass; 0 = as many as the GPU's free memory holds, 8,192 on a CPU
+micro_tokens = 0          # tokens of one forward pass; 0 = what the GPU's free memory holds, 8,192 on a CPU
 zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
@@ -117,7 +119,7 @@ eval_interval = 50        # steps between evaluations; 0 = never
 save_interval = 100       # steps between checkpoints; 0 = only at the end
 keep = 3                  # newest checkpoints to keep; 0 = all
 show_interval = 20        # steps between two full completions on the console; 0 = never
-thumbnails = 2            # prompts per step and process whose image goes into rollouts.jsonl and rollouts.html
+thumbnails = 2            # prompts per step and process whose image goes into rollouts.jsonl and .html
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
 # -----------------------------------------------------------------------------
 # fmt: on
@@ -131,9 +133,9 @@ trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics
 def group_advantages(r: torch.Tensor, adv_norm: str = "group", eps: float = 1e-4) -> torch.Tensor:
     """Advantages (P, G) of rewards (P, G), one row per group.
 
-    A_i = (r_i - mean_G(r)) / (std + eps), DeepSeekMath sec. 4.1.2; std with divisor n - 1, as R1-V. It is taken over
-    the group ('group'), over all rewards given ('batch'), or the division is left out ('none', Dr. GRPO, arXiv:2503.20783).
-    The eps keeps a flat group at exactly 0 instead of 0 / 0.
+    A_i = (r_i - mean_G(r)) / (std + eps), DeepSeekMath sec. 4.1.2; std with divisor n - 1, as R1-V. It is
+    taken over the group ('group'), over all rewards given ('batch'), or the division is left out ('none',
+    Dr. GRPO, arXiv:2503.20783). The eps keeps a flat group at exactly 0 instead of 0 / 0.
     """
     centred = r - r.mean(dim=1, keepdim=True)  # (P, G)
     if adv_norm == "group":
@@ -150,14 +152,16 @@ def token_weights(
 
       sequence   1/n_sequences * 1/|o_i|     mean over a sequence, then over sequences: GRPO, eq. 3
       token      1/n_tokens                  every token counts the same: DAPO, arXiv:2503.14476, eq. 8
-      constant   1/(n_sequences*max_length)  no length in the divisor, so no bias towards long wrong answers: Dr. GRPO
+      constant   1/(n_sequences*max_length)  no length in the divisor, no bias to long wrong answers: Dr. GRPO
 
-    n_sequences and n_tokens are those of the whole step, over all micro-batches and processes: then the gradient does not
-    depend on how the batch was cut.
+    n_sequences and n_tokens are those of the whole step, over all micro-batches and processes: then the
+    gradient does not depend on how the batch was cut.
     """
     if loss_norm == "sequence":
         return 1 / (n_sequences * lengths)
-    return torch.full_like(lengths, 1 / (n_tokens if loss_norm == "token" else n_sequences * max_length))
+    if loss_norm == "token":
+        return torch.full_like(lengths, 1 / n_tokens)
+    return torch.full_like(lengths, 1 / (n_sequences * max_length))
 
 
 def clipped_policy_loss(
@@ -169,37 +173,65 @@ def clipped_policy_loss(
     clip_high: float,
     ratio_level: str = "token",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss (N,) per token and whether the clip was active there (N,) bool; all arguments (N,), `sequence` = which one a token belongs to.
+    """Loss (N,) per token, and (N,) bool whether the clip was active there.
 
-    GRPO eq. 3 / PPO:  loss_t = -min(ratio_t * A, clip(ratio_t, 1 - clip_low, 1 + clip_high) * A),   ratio_t = exp(logp - old_logp)
-    ratio_level 'sequence' (GSPO, arXiv:2507.18071, eq. 7):  ratio = exp(mean over the sequence's tokens of logp - old_logp)
+    All arguments (N,); `sequence` says which one a token belongs to. GRPO eq. 3 / PPO:
+      ratio_t = exp(logp - old_logp)
+      loss_t = -min(ratio_t * A, clip(ratio_t, 1 - clip_low, 1 + clip_high) * A)
+    ratio_level 'sequence' (GSPO, arXiv:2507.18071, eq. 7):
+      ratio = exp(mean over the sequence's tokens of logp - old_logp)
     """
     log_ratio = logp - old_logp
     if ratio_level == "sequence":
-        count = torch.bincount(sequence).clamp_min(
-            1
-        )  # tokens of each sequence; a completion is never split over micro-batches
-        log_ratio = (log_ratio.new_zeros(len(count)).index_add(0, sequence, log_ratio) / count)[sequence]
+        # a completion is never split over micro-batches, so all of its tokens are here
+        tokens = torch.bincount(sequence).clamp_min(1)
+        total = log_ratio.new_zeros(len(tokens)).index_add(0, sequence, log_ratio)
+        mean = total / tokens
+        log_ratio = mean[sequence]
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantage, clipped * advantage), clipped * advantage < ratio * advantage
+    gain = ratio * advantage
+    clipped_gain = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    return -torch.minimum(gain, clipped_gain), clipped_gain < gain
 
 
 def k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
-    """Estimate (N,) of KL(policy || reference) per token:  exp(d) - d - 1 with d = ref_logp - logp.  Always >= 0, unbiased.
+    """Estimate (N,) of KL(policy || reference) per token:  exp(d) - d - 1 with d = ref_logp - logp.
 
-    Estimator k3 of http://joschu.net/blog/kl-approx.html; DeepSeekMath eq. 4.
+    Always >= 0, unbiased. Estimator k3 of http://joschu.net/blog/kl-approx.html; DeepSeekMath eq. 4.
     """
     d = ref_logp - logp
     return d.exp() - d - 1
 
 
 def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(pi_trainer(token) / pi_vllm(token), cap), (N,): corrects for sampling from vLLM's slightly different distribution.
+    """min(pi_trainer(token) / pi_vllm(token), cap), (N,): vLLM's distribution differs slightly from ours.
 
-    Truncated importance sampling (https://fengyao.notion.site/off-policy-rl); a constant, no gradient flows through it.
+    Truncated importance sampling (https://fengyao.notion.site/off-policy-rl). A constant: no gradient flows
+    through it.
     """
     return (old_logp - rollout_logp).exp().clamp_max(cap).detach()
+
+
+def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:
+    """One step in one line: what is in metrics.jsonl, in short."""
+    of_parts = ", ".join(f"{name} {record[f'reward_{name}']:.3f}" for name in parts)
+    phases = " ".join(f"{name} {value:.2f}" for name, value in seconds.items() if value >= 0.005)
+    fields = [
+        f"step {record['step']}/{steps}",
+        f"reward {record['reward']:.3f} ({of_parts})",
+        f"length {record['length']:.0f}",
+        f"flat {record['flat_groups']:.0%}",
+        f"{phases} s",
+        f"{record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s",
+        f"{record['memory_gib']:.1f} GiB",
+        f"epoch {record['epoch']:.2f} skipped {record['skipped_rows']}",
+        f"ETA {common.clock(eta)}",
+    ]
+    if "loss" in record:  # there was an update
+        update = f"kl {record['kl']:.4f} clip {record['clip_fraction']:.3f} entropy {record['entropy']:.3f} "
+        update += f"mismatch {record['mismatch']:.1e} grad {record['grad_norm']:.2f}"
+        fields.insert(3, update)
+    return " | ".join(fields)
 
 
 if __name__ == "__main__":
@@ -212,38 +244,19 @@ if __name__ == "__main__":
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    common.check_choices(config)
-    if prompts_per_step % world:
-        raise SystemExit(
-            f"prompts_per_step: {prompts_per_step} prompts do not divide among {world} processes; use a multiple of {world}"
-        )
-    if group_size < 2:
-        raise SystemExit(
-            f"group_size: {group_size}; the advantage compares the completions of a group, which takes at least 2"
-        )
-    if temperature == 0:
-        raise SystemExit(
-            "temperature: 0 is greedy, all completions of a group would be the same; use a value above 0"
-        )
-    if compile_layers and zero_stage == 3:
-        raise SystemExit(
-            "compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out"
-        )
-    if rollout == "hf" and zero_stage == 3:
-        raise SystemExit(
-            "rollout: 'hf' needs whole weights in every process, zero_stage=3 shards them; use 'vllm' or --zero_stage=2"
-        )
-    P, G = prompts_per_step // world, group_size
+    common.check_knobs(config, world)
+    P = prompts_per_step // world
+    G = group_size
+    S = P * G
     checkpoint.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
-    if rank == 0:
-        Path(out_dir, "run.json").write_text(json.dumps(common.run_header(sys.argv), indent=1))
 
     # -------------------------------------------------------------------------
     # data
     # -------------------------------------------------------------------------
     processor = qwen.load_processor(model)
-    tokenizer, end = processor.tokenizer, qwen.end_ids(processor)
+    tokenizer = processor.tokenizer
+    end = qwen.end_ids(processor)
 
     def encode(row):
         return data.encode_prompt(
@@ -255,10 +268,18 @@ if __name__ == "__main__":
     eval_prompts = []
     if eval_source and eval_interval:
         held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
-        eval_prompts, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
+        numbered, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
+        eval_prompts = [prompt for _, prompt in numbered]
+        eval_n = sum(common.all_gather(len(eval_prompts)))
+        common.require(
+            eval_n > 0,
+            f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; "
+            "the lines above say why",
+        )
     say(
-        f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions = {prompts_per_step * G} sequences over {world} "
-        f"process(es), {updates_per_rollout} update(s) | {steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs"
+        f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions "
+        f"= {world * S} sequences over {world} process(es), {updates_per_rollout} update(s) | "
+        f"{steps} steps = {steps * prompts_per_step / len(rows):.2f} epochs"
     )
 
     # -------------------------------------------------------------------------
@@ -280,319 +301,237 @@ if __name__ == "__main__":
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     reference = None
     if beta > 0 and lora_rank:
-        reference = qwen.without_lora(engine)
-    elif (
-        beta > 0
-    ):  # a frozen copy of the start; sharded like the policy under ZeRO-3, a copy per process otherwise
-        reference = qwen.Policy(
-            qwen.load_model(model, dtype, attn, device, say=lambda line: None), banned, temperature
-        )
-        reference = common.freeze(reference, ds_config)
+        reference = qwen.without_lora(engine)  # the policy with its adapters off: takes no memory
+    elif beta > 0:  # a frozen copy of the start
+        start = qwen.load_model(model, dtype, attn, device, say=lambda line: None)
+        reference = common.freeze(qwen.Policy(start, banned, temperature), ds_config)
 
     # -------------------------------------------------------------------------
-    # rollout engine, resume
+    # rollout engine, evaluation, resume
     # -------------------------------------------------------------------------
     llm = None
+    on_gpu = device.type == "cuda"
+    sleeps = rollout == "vllm" and vllm_sleep and on_gpu
     if rollout == "vllm":
+        longest = max_prompt_length + max_completion_length
         limits = data.processor_limits(processor, max_pixels)
-        llm = sampling.start_vllm(
-            model,
-            dtype,
-            max_prompt_length + max_completion_length,
-            data.MAX_IMAGES,
-            limits,
-            gpu_memory=vllm_gpu_memory,
-            seed=seed,
-            cuda=device.type == "cuda",
-            sleep=vllm_sleep,
-        )
-    sleeps = llm is not None and vllm_sleep and device.type == "cuda"
+        settings = {"gpu_memory": vllm_gpu_memory, "seed": seed, "cuda": on_gpu, "sleep": sleeps}
+        llm = sampling.start_vllm(model, dtype, longest, data.MAX_IMAGES, limits, **settings)
 
     def sample(prompts, n, seeds, temperature):
-        """n completions of each prompt from the current policy: per prompt a list of (token ids, their log-probs, finished)."""
-        settings = {
-            "top_p": top_p,
-            "top_k": top_k,
-            "max_tokens": max_completion_length,
-            "banned": banned,
-            "end": end,
-        }
-        if llm:
-            return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **settings)
-        return sampling.rollout_hf(net, prompts, n, seeds, temperature, **settings)
+        """n completions of each prompt from the current policy: per prompt a list of sampling.Completion."""
+        knobs = {"top_p": top_p, "top_k": top_k, "max_tokens": max_completion_length}
+        if rollout == "vllm":
+            return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
+        return sampling.rollout_hf(net, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
+
+    def decode(completion):
+        return tokenizer.decode(completion.ids, skip_special_tokens=True)
 
     def evaluate():
         """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
-        sums = [0.0, 0.0, 0.0, 0.0]
-        done = sample([p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
-        texts = [[tokenizer.decode(completion.ids, skip_special_tokens=True)] for (completion,) in done]
-        for (completion,), (parts,) in zip(
-            done, scorer.score(texts, [p["row"] for _, p in eval_prompts]), strict=True
-        ):
-            sums = [
-                a + b
-                for a, b in zip(
-                    sums, (parts["accuracy"], parts["format"], len(completion.ids), 1), strict=True
-                )
-            ]
-        accuracy, formatted, length, n = common.all_sum(sums, device)
-        if n == 0:
-            raise SystemExit(
-                f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why"
-            )
+        groups = sample(eval_prompts, 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
+        texts = [[decode(group[0])] for group in groups]
+        questions = [prompt["row"] | {"reward_func": None} for prompt in eval_prompts]  # all judged alike
+        tally = common.Tally()
+        for group, scored in zip(groups, scorer.score(texts, questions), strict=True):
+            parts = scored[0]
+            tally.add(accuracy=parts["accuracy"], format=parts["format"], length=len(group[0].ids))
+        found = tally.means()
         say(
-            f"step {step}/{steps} | held-out accuracy {accuracy / n:.1%} format {formatted / n:.1%} length {length / n:.0f} ({n:.0f} rows)"
+            f"step {step}/{steps} | held-out accuracy {found['accuracy']:.1%} format {found['format']:.1%} "
+            f"length {found['length']:.0f} ({eval_n} rows)"
         )
-        return {
-            "eval_accuracy": accuracy / n,
-            "eval_format": formatted / n,
-            "eval_length": length / n,
-            "eval_n": int(n),
-        }
+        return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
 
-    step, loop = 0, checkpoint.load_resume(engine, out_dir, rank, world) if resume else None
-    if loop:
-        step, stream.cursor, stream.skipped = loop["step"], loop["cursors"][rank], loop["skipped"][rank]
-        if llm:
+    step = 0
+    if resume:
+        step = checkpoint.load_resume(engine, stream, out_dir, rank, world)
+    if step > 0:
+        if rollout == "vllm":
             sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
         say(f"resume: step {step} of {out_dir}")
     if rank == 0:
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            checkpoint.truncate_log(f"{out_dir}/{name}", step)
+        checkpoint.truncate_logs(out_dir, step)
     if eval_source and eval_interval and step == 0:
         log.write({"step": 0} | evaluate())
 
     # -------------------------------------------------------------------------
     # the loop
     # -------------------------------------------------------------------------
-    stop = (
-        common.StopSignal()
-    )  # not before: until here a signal ends the run at once, as there is nothing to save
-    started, first_step = time.time(), step
+    stop = common.StopSignal()  # not before: until here a signal ends the run at once
+    started = time.time()
+    first_step = step
     while step < steps:
-        t, seconds, memory = time.time(), {}, {}
-
-        def lap(name):
-            """Seconds since the last lap, and the peak of memory in it, under `name`."""
-            global t
-            seconds[name], t = time.time() - t, time.time()
-            memory[name] = common.peak_memory(device)
+        watch = common.Stopwatch(device)
+        tally = common.Tally()
 
         # 1) prompts
-        prompts = stream.take(P)  # P encoded prompts
-        lap("data")
+        prompts = stream.take(P)
+        watch.lap("data")
 
-        # 2) rollout: P groups of G completions; seeds from (step, prompt, sample): the same after a resume and on any number of processes
-        seeds = [sampling.sample_seed(seed, step, i * world + rank) for i in range(P)]
-        groups = sample(prompts, G, seeds, temperature)
-        completions = [c for group in groups for c in group]  # S
+        # 2) rollout: seeds from (step, prompt), the same after a resume and on any number of processes
+        seeds = [sampling.sample_seed(seed, step, p * world + rank) for p in range(P)]
+        groups = sample(prompts, G, seeds, temperature)  # P groups of G completions
+        completions = [completion for group in groups for completion in group]  # S
         if sleeps:
             llm.sleep(level=1)  # weights to CPU memory, KV cache dropped
-        lap("rollout")
+        watch.lap("rollout")
 
         # 3) reward
-        texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in completions]
-        scored = scorer.score(
-            [texts[p * G : p * G + G] for p in range(P)],
-            [p["row"] for p in prompts],
-            tuple(part_weights),
-            [[len(c.ids) for c in group] for group in groups],
-            max_completion_length,
-        )
-        parts = [p for group in scored for p in group]  # S
-        reward = torch.tensor([rewards.total(p, part_weights) for p in parts])  # (S,)
-        rewards.debug_log(texts, [prompts[s // G]["row"] for s in range(P * G)], reward.tolist(), rank)
-        if not reward.isfinite().all():
-            s = int((~reward.isfinite()).nonzero()[0])
+        texts = [decode(completion) for completion in completions]
+
+        def blame(what, remedy, s):
+            """End the run before a number that is not finite reaches the weights; names the completion."""
             row = prompts[s // G]["row"]
             raise SystemExit(
-                f"reward: {parts[s]} at step {step}, the step was not applied; look at the reward of row {row['id']}, "
+                f"{what} at step {step}, the step was not applied; {remedy} row {row['id']}, "
                 f"problem {row['problem']!r}, completion {texts[s]!r}"
             )
-        lap("reward")
 
-        # 4) advantage; 'batch' needs the rewards of all processes
-        everyone = torch.tensor(common.all_gather(reward.tolist())).view(world, P, G)
-        advantage = (
-            group_advantages(everyone.flatten(0, 1), adv_norm).view(world, P, G)[rank].flatten()
-        )  # (S,)
-        flat = (reward.view(P, G).max(1).values == reward.view(P, G).min(1).values).repeat_interleave(
-            G
-        )  # (S,) True: nothing to learn from
-        lengths = torch.tensor([float(len(c.ids)) for c in completions])  # (S,)
-        finished = torch.tensor([c.finished for c in completions])  # (S,)
-        used = ~(flat if drop_flat_groups else torch.zeros_like(flat)) & (
-            finished if mask_truncated else torch.ones_like(finished)
-        )
+        text_groups = [texts[p * G : p * G + G] for p in range(P)]
+        token_counts = [[len(completion.ids) for completion in group] for group in groups]
+        questions = [prompt["row"] for prompt in prompts]
+        names = tuple(part_weights)
+        scored = scorer.score(text_groups, questions, names, token_counts, max_completion_length)
+        parts = [of_one for group in scored for of_one in group]  # S dicts {name of a part: value}
+        reward = torch.tensor([rewards.total(of_one, part_weights) for of_one in parts])  # (S,)
+        rewards.debug_log(texts, [questions[s // G] for s in range(S)], reward.tolist(), rank)
+        for s in range(S):
+            if not reward[s].isfinite():
+                blame(f"reward: {parts[s]}", "look at the reward of", s)
+        watch.lap("reward")
+
+        # 4) advantage, within each group; adv_norm 'batch' needs the rewards of all processes
+        all_rewards = torch.tensor(common.all_gather(reward.tolist())).view(world * P, G)
+        all_advantages = group_advantages(all_rewards, adv_norm)  # (world * P, G)
+        advantage = all_advantages[rank * P : rank * P + P].flatten()  # (S,) of this process
+        # (S,) all rewards of the group are equal: nothing to learn from
+        flat = (reward.view(P, G) == reward.view(P, G)[:, :1]).all(1).repeat_interleave(G)
+        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])  # (S,)
+        finished = torch.tensor([completion.finished for completion in completions])  # (S,)
+        used = torch.ones(S, dtype=torch.bool)  # in the update
+        if drop_flat_groups:
+            used &= ~flat
+        if mask_truncated:
+            used &= finished
         n_sequences, n_tokens = common.all_sum([used.sum().item(), lengths[used].sum().item()], device)
+        learnable = n_sequences > 0
 
-        # Response tokens are laid end to end: sequence s owns tokens starts[s] : starts[s] + lengths[s] of every (L,) tensor below.
-        starts = (lengths.cumsum(0) - lengths).long().tolist()
-        sequence = torch.repeat_interleave(torch.arange(P * G), lengths.long()).to(
-            device
-        )  # (L,) which sequence a token belongs to
-        rollout_logp = torch.tensor([x for c in completions for x in c.logps], device=device)  # (L,)
+        # From here on everything is per response token. With 2 prompts A, B and 2 completions of each:
+        #
+        #   S sequences                 a0       a1    b0    b1
+        #   L tokens, end to end        a0 a0 a0 a1 a1 b0 b0 b1       sequence = 0 0 0 1 1 2 2 3
+        #   N of a micro-batch with B                  b0 b0 b1       token    = 5 6 7, places among the L
+        sequence = torch.repeat_interleave(torch.arange(S), lengths.long()).to(device)  # (L,)
+        logps = [logp for completion in completions for logp in completion.logps]
+        rollout_logp = torch.tensor(logps, device=device)  # (L,)
         token_advantage = advantage.to(device)[sequence]  # (L,)
-        used_any = n_sequences > 0
-        if used_any:
-            # a process with nothing to learn from still takes part in the collectives, with weight 0
-            packed = used if used.any() else torch.arange(P * G) == 0
-            weights = (
-                token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length) * used
-            )  # (S,)
-            token_weight = weights.to(device)[sequence]  # (L,)
-            members = [
-                [(starts[s], completions[s].ids) for s in range(p * G, p * G + G) if packed[s]]
-                for p in range(P)
-            ]
-            batches = qwen.pack(prompts, members, net, budget.tokens())
-            batches, real = qwen.same_count(batches)
-            batches = [qwen.to_device(b, device) for b in batches]
+
+        if learnable:
+            weight = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length)  # (S,)
+            token_weight = (weight * used).to(device)[sequence]  # (L,)
+            ids = [completion.ids for completion in completions]
+            batches = qwen.micro_batches(prompts, ids, used, net, budget)
 
             # 5) log-probs that stay fixed during the updates, (L,) each
-            def fixed_logps(model):
-                logps = torch.zeros_like(rollout_logp)
+            def fixed_logps(policy):
+                found = torch.zeros_like(rollout_logp)
                 with torch.no_grad():
                     for batch in batches:
-                        logps[batch["token"]] = model(batch)[0]
-                return logps
+                        logp, _ = policy(batch)
+                        found[batch["token"]] = logp
+                return found
 
-            ref_logp = fixed_logps(reference) if beta > 0 else None
-            lap("reference")
-            # With one update the old policy IS the current one: old_logp = logp.detach() below, and this pass is not needed.
-            old_logp = fixed_logps(engine) if updates_per_rollout > 1 else None
-            lap("old")
+            if beta > 0:
+                ref_logp = fixed_logps(reference)
+            watch.lap("reference")
+            if updates_per_rollout > 1:
+                old_logp = fixed_logps(engine)
+            watch.lap("old")
 
             # 6) policy update
-            sums = torch.zeros(7, device=device, dtype=torch.float64)
+            loss_sum = 0.0
             for _ in range(updates_per_rollout):
-                for m, batch in enumerate(batches):
-                    i = batch["token"]  # (N,) places in the (L,) tensors
-                    logp, entropy = engine(batch)  # (N,) each
-                    old = logp.detach() if old_logp is None else old_logp[i]
-                    # loss = sum_t weight_t * ( importance_t * -min(ratio_t A_t, clip(ratio_t) A_t) + beta * kl_t )
-                    token_loss, clipped = clipped_policy_loss(
-                        logp, old, token_advantage[i], sequence[i], clip_low, clip_high, ratio_level
+                for batch in batches:
+                    token = batch["token"]  # (N,)
+                    # (N,) each; for an entropy bonus: engine(batch, entropy_gradient=True)
+                    logp, entropy = engine(batch)
+                    # with one update per rollout the old policy IS the current one
+                    old = old_logp[token] if updates_per_rollout > 1 else logp.detach()
+
+                    # loss = sum_t weight_t (importance_t * -min(ratio_t A_t, clip(ratio_t) A_t) + beta kl_t)
+                    policy_loss, clipped = clipped_policy_loss(
+                        logp, old, token_advantage[token], sequence[token], clip_low, clip_high, ratio_level
                     )
-                    mismatch = importance_weight(old, rollout_logp[i], importance_cap or math.inf)
+                    importance = importance_weight(old, rollout_logp[token], importance_cap or math.inf)
                     if importance_cap:
-                        token_loss = token_loss * mismatch
-                    kl = k3(logp, ref_logp[i]) if beta > 0 else torch.zeros_like(logp)
-                    loss = (token_weight[i] * (token_loss + beta * kl)).sum()
+                        policy_loss = importance * policy_loss
+                    kl = k3(logp, ref_logp[token]) if beta > 0 else torch.zeros_like(logp)
+                    token_loss = policy_loss + beta * kl
+                    loss = (token_weight[token] * token_loss).sum()
+
                     if not loss.isfinite():
-                        s = int(sequence[i][~(token_loss + kl).isfinite()][:1].sum())
-                        row = prompts[s // G]["row"]
-                        raise SystemExit(
-                            f"loss: {loss.item()} at step {step}, the step was not applied; lower learning_rate, or look at "
-                            f"row {row['id']}, problem {row['problem']!r}, completion {texts[s]!r}"
-                        )
-                    # DeepSpeed averages gradients over the processes and the weights are those of the whole step: hence * world
-                    engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
-                    engine.backward(loss * world * real[m])
-                    with torch.no_grad():
-                        off = (old - rollout_logp[i]).abs()
-                        values = (
-                            loss,
-                            clipped.sum(),
-                            entropy.sum(),
-                            kl.sum(),
-                            off.sum(),
-                            mismatch.sum(),
-                            torch.tensor(len(i)),
-                        )
-                        sums += real[m] * torch.stack([v.double().to(device) for v in values])
+                        worst = token_loss.detach().abs().nan_to_num(nan=math.inf).argmax()
+                        s = sequence[token][worst].item()
+                        blame(f"loss: {loss.item()}", "lower learning_rate, or look at", s)
+                    # DeepSpeed averages gradients over the processes, and the weights are those of the whole
+                    # step: hence * world. A filler is not real, its gradient is 0.
+                    real = batch["real"]
+                    engine.set_gradient_accumulation_boundary(batch is batches[-1])
+                    engine.backward(loss * world * real)
+
+                    loss_sum += loss.item() * real
+                    mismatch = (old - rollout_logp[token]).abs()
+                    tally.add(real, clip_fraction=clipped, entropy=entropy, kl=kl)
+                    tally.add(real, mismatch=mismatch, importance=importance)
                 budget.learn(batches)
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
                 norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
-            lap("update")
+            watch.lap("update")
 
         # 7) sync the new weights into vLLM
-        if llm and (used_any or sleeps):
+        if rollout == "vllm" and (learnable or sleeps):
             sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)
         step += 1
-        lap("sync")
+        watch.lap("sync")
 
         # 8) log: all numbers are over all processes
-        S_all, L_all = prompts_per_step * G, common.all_sum([lengths.sum().item()], device)[0]
-        total_seconds = sum(seconds.values())
-        record = {"step": step, "seconds": total_seconds, **{f"seconds_{k}": v for k, v in seconds.items()}}
-        keys = [
-            "reward",
-            "length",
-            "finished",
-            "flat_groups",
-            "skipped_rows",
-            *(f"reward_{k}" for k in reward_weights),
-        ]
-        values = [
-            reward.sum().item(),
-            lengths.sum().item(),
-            finished.sum().item(),
-            flat.sum().item(),
-            stream.skipped * S_all,
-            *(sum(p.get(k, 0.0) for p in parts) for k in reward_weights),
-        ]
-        record |= dict(zip(keys, [v / S_all for v in common.all_sum(values, device)], strict=True))
-        record["reward_std"] = everyone.std(-1).mean().item()  # mean over groups of the std within
-        if used_any:
-            loss, *means, n = common.all_sum(sums.tolist(), device)
-            record |= {"loss": loss / updates_per_rollout, "lr": update_lr, "grad_norm": norm}
-            record |= dict(
-                zip(
-                    ("clip_fraction", "entropy", "kl", "mismatch", "importance"),
-                    [v / n for v in means],
-                    strict=True,
-                )
-            )
-        record |= {
-            f"memory_{k}": v for k, v in memory.items()
-        }  # GiB; on a CPU the peak of the process so far
-        record |= {
-            "completions_per_s": S_all / total_seconds,
-            "tokens_per_s": L_all / total_seconds,
-            "memory_gib": max(memory.values()),
-        }
+        tally.add(reward=reward, length=lengths, finished=finished, flat_groups=flat)
+        for name in reward_weights:
+            tally.add(**{f"reward_{name}": [of_one.get(name, 0.0) for of_one in parts]})
+        record = {"step": step} | watch.record() | tally.means()
+        record["reward_std"] = all_rewards.std(1).mean().item()  # within the groups
+        record["skipped_rows"] = sum(common.all_gather(stream.skipped))
         record["epoch"] = stream.epoch
+        record["completions_per_s"] = world * S / record["seconds"]
+        record["tokens_per_s"] = record["length"] * record["completions_per_s"]
+        if learnable:
+            record["loss"] = sum(common.all_gather(loss_sum)) / updates_per_rollout
+            record["lr"] = update_lr
+            record["grad_norm"] = norm
         eta = (time.time() - started) / (step - first_step) * (steps - step)
-        show = {k: record.get(k, 0.0) for k in ("kl", "clip_fraction", "entropy", "mismatch", "grad_norm")}
-        say(
-            f"step {step}/{steps} | reward {record['reward']:.3f} ("
-            + ", ".join(f"{k} {record[f'reward_{k}']:.3f}" for k in reward_weights)
-            + f") | length {record['length']:.0f} | kl {show['kl']:.4f} clip {show['clip_fraction']:.3f} entropy {show['entropy']:.3f} "
-            f"mismatch {show['mismatch']:.1e} grad {show['grad_norm']:.2f} | flat {record['flat_groups']:.0%} | "
-            + " ".join(f"{k} {v:.2f}" for k, v in seconds.items() if v >= 0.005)
-            + f" s | {record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s | {record['memory_gib']:.1f} GiB | "
-            f"epoch {stream.epoch:.2f} skipped {record['skipped_rows']:.0f} | ETA {common.clock(eta)}",
-            flush=True,
-        )
+        say(console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
+
         shown = []
         for p, prompt in enumerate(prompts):
-            entry = {"step": step, **{k: prompt["row"][k] for k in ("id", "problem", "solution")}}
-            entry["images"] = (
-                [data.thumbnail(image) for image in prompt["row"]["images"]] if p < thumbnails else []
-            )
-            entry["completions"] = [
-                {
-                    "text": texts[s],
-                    "reward": reward[s].item(),
-                    "parts": parts[s],
-                    "advantage": round(advantage[s].item(), 4),
-                    "tokens": len(completions[s].ids),
-                    "finished": completions[s].finished,
-                }
-                for s in range(p * G, p * G + G)
-            ]
+            row = prompt["row"]
+            entry = {"step": step, "id": row["id"], "problem": row["problem"], "solution": row["solution"]}
+            entry["images"] = [data.thumbnail(image) for image in row["images"]] if p < thumbnails else []
+            entry["completions"] = []
+            for s in range(p * G, p * G + G):
+                one = {"text": texts[s], "reward": reward[s].item(), "parts": parts[s]}
+                one["advantage"] = round(advantage[s].item(), 4)
+                one |= {"tokens": len(completions[s].ids), "finished": completions[s].finished}
+                entry["completions"].append(one)
             shown.append(entry)
-        shown = [entry for part in common.all_gather(shown) for entry in part]
-        if rank == 0:
-            with open(f"{out_dir}/rollouts.jsonl", "a") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in shown)
-        if show_interval and step % show_interval == 1:
+        log.write_rollouts(shown)
+        if show_interval and (step - 1) % show_interval == 0:
+            first = shown[0]
             for pick in (max, min):
-                c = pick(shown[0]["completions"], key=lambda c: c["reward"])
-                say(
-                    f"    {shown[0]['id']} {shown[0]['problem']!r} (answer {shown[0]['solution']}) reward {c['reward']:.1f}: {c['text']!r}"
-                )
+                one = pick(first["completions"], key=lambda one: one["reward"])
+                say(f"    {first['id']} {first['problem']!r} (answer {first['solution']})")
+                say(f"    reward {one['reward']:.1f}: {one['text']!r}")
 
         # 9) evaluate, save
         if eval_source and eval_interval and (step % eval_interval == 0 or step == steps):
@@ -600,17 +539,10 @@ if __name__ == "__main__":
         log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            loop = {
-                "step": step,
-                "cursors": common.all_gather(stream.cursor),
-                "skipped": common.all_gather(stream.skipped),
-            }
-            checkpoint.save_all(engine, net, processor, out_dir, loop, zero_stage, rank, keep)
+            checkpoint.save(engine, net, processor, stream, step, config, rank)
             if rank == 0:  # in the background: the curves should not cost training time
-                subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("report.py")), out_dir],
-                    stdout=subprocess.DEVNULL,
-                )
+                report = Path(__file__).with_name("report.py")
+                subprocess.Popen([sys.executable, str(report), out_dir], stdout=subprocess.DEVNULL)
         if stopping:
             say(f"stopped by a signal at step {step}; the same command goes on from here")
             break

@@ -1,26 +1,31 @@
 """Supervised fine-tuning of a Qwen-VL policy: imitate `thinking` + `solution`, or the answer alone.
 
-The cold start before GRPO, and the control beside it. Same prompts, same packed forward pass, same section order and
-names as train_grpo.py: `diff train_sft.py train_grpo.py` shows what reinforcement learning adds.
+The cold start before GRPO, and the control beside it. Same prompts, same packed forward pass, same section
+order and names as train_grpo.py: `diff train_sft.py train_grpo.py` shows what reinforcement learning adds.
 
 Where this differs from R1-V's sft.py:
  1. the loss is on the assistant's tokens only, not on the system message and the question;
  2. image before text, the prompt is exactly the one that GRPO and evaluation use;
  3. Qwen2-VL, Qwen2.5-VL and Qwen3-VL, chosen by config.json.
 
-One step:
- 1) the next P prompts of each process   2) their target tokens   3) loss and optimizer step   4) log   5) evaluate, save
+One step (the numbers stand in the loop below):
+ 1) prompts      the next P prompts, strided over the processes
+ 2) targets      the tokens to imitate, one completion for each prompt
+ 3) update       minimise  -log p(token),  mean over the response tokens
+ 4) log          one line, metrics.jsonl                       5) evaluate, save
 
-Shapes: N response tokens of a micro-batch. Everything else as in qwen.py.
+Symbols: P prompts of a process, N response tokens of one micro-batch. The end token is a response token.
 
-    torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py    # 2 CPU cores, about 2 minutes (python qwen.py out/tiny first)
-    torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py   # R1-V's CoT-SFT of Qwen2-VL-2B, 8 GPUs
+    torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py   # 2 cores, 2 minutes
+    torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py  # R1-V's CoT-SFT of Qwen2-VL-2B, 8 GPUs
 
-Writes to out_dir: config.json, metrics.jsonl, step-000100/ (Hugging Face checkpoints), resume/.
+Writes to out_dir: config.json, run.json, metrics.jsonl; step-000100/ (Hugging Face checkpoints), resume/.
 """
 
 import sys
 import time
+
+import torch
 
 import checkpoint
 import common
@@ -32,20 +37,20 @@ from configurator import configure
 
 # fmt: off
 # -----------------------------------------------------------------------------
-# default config: Qwen2-VL-2B on R1-V's distilled CLEVR reasoning, 8 GPUs; override with  train_sft.py configs/x.py --key=value
-# run
+# default config: Qwen2-VL-2B on R1-V's distilled CLEVR reasoning, 8 GPUs; override with  train_sft.py
+# configs/x.py --key=value run
 out_dir = "out/sft"
 seed = 0
 resume = True             # go on from out_dir/resume if it is there; False starts over
 # policy
 model = "Qwen/Qwen2-VL-2B-Instruct"  # checkpoint folder or hub id
 dtype = "bfloat16"        # 'float32' on CPUs
-attn = "auto"             # 'varlen' = FlashAttention, for GPUs and 16 bits; 'sdpa' = any machine; 'auto' = the best
+attn = "auto"             # 'varlen' = FlashAttention, for GPUs in 16 bits; 'sdpa' = any machine; 'auto'
 freeze_vision = False     # train the language model only
-lora_rank = 0             # 0 = train all weights; else LoRA of this rank on the language model, the vision tower frozen
+lora_rank = 0             # 0 = train all weights; else LoRA of this rank, the vision tower frozen
 lora_alpha = 32.0         # its update is scaled by lora_alpha / lora_rank
 grad_checkpointing = True # recompute activations in the backward pass: less memory, about 30 % slower
-compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs (docs/speed.md); not under ZeRO-3
+compile_layers = False    # torch.compile the language model's layers: costs a minute; no gain on CPUs
 # data
 data_source = "MMInstruction/Clevr_CoGenT_TrainA_R1"  # see data.py: scenes:..., file, folder or hub id
 data_split = "train"
@@ -53,7 +58,7 @@ columns = ""              # 'solution=label,problem=text' if the columns have ot
 image_root = ""           # folder that relative image paths start from; default: the file's own
 task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
 template = "auto"         # prompt: the row's own, else 'think'; or 'direct', 'box', 'zero' for all rows
-box_frame = "auto"        # coordinates of boxes: the policy's own; or 'resized' pixels, 'thousand'ths, 'original' pixels
+box_frame = "auto"        # of coordinates: 'auto' (the policy's own), 'resized', 'thousand', 'original'
 target = "cot"            # 'cot' = thinking and answer, 'answer' = the answer alone
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
 max_completion_length = 1024  # tokens of the target; longer rows are skipped
@@ -71,7 +76,7 @@ warmup_steps = 30
 weight_decay = 0.0
 adam_betas = (0.9, 0.999)
 grad_clip = 1.0
-micro_tokens = 0          # tokens of one forward pass; 0 = as many as the GPU's free memory holds, 8,192 on a CPU
+micro_tokens = 0          # tokens of one forward pass; 0 = what the GPU's free memory holds, 8,192 on a CPU
 zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
@@ -86,27 +91,15 @@ trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics
 
 if __name__ == "__main__":
     config = configure(globals(), sys.argv[1:], __file__)
+    scorer = rewards.Scorer(0)  # of the held-out rows, in this process
 
     # -------------------------------------------------------------------------
-    # processes
+    # processes, checks, logs
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    common.check_choices(config)
-    if batch_size % world:
-        raise SystemExit(
-            f"batch_size: {batch_size} rows do not divide among {world} processes; use a multiple of {world}"
-        )
-    if eval_source and eval_interval and zero_stage == 3:
-        raise SystemExit(
-            "eval_interval: sampling needs whole weights in every process, zero_stage=3 shards them; use --zero_stage=2, "
-            "or evaluate the checkpoints with eval.py"
-        )
-    if compile_layers and zero_stage == 3:
-        raise SystemExit(
-            "compile_layers: zero_stage=3 gathers the weights layer by layer, which cannot be compiled; leave one of them out"
-        )
-    rows_per_rank = batch_size // world
+    common.check_knobs(config, world)
+    P = batch_size // world
     checkpoint.check_out_dir(out_dir, config, resume, rank)
     log = common.Log(out_dir, rank, config, trackers)
 
@@ -114,8 +107,8 @@ if __name__ == "__main__":
     # data
     # -------------------------------------------------------------------------
     processor = qwen.load_processor(model)
-    tokenizer, end = processor.tokenizer, qwen.end_ids(processor)
-    rows = data.load_rows(data_source, data_split, columns, image_root, task)
+    tokenizer = processor.tokenizer
+    end = qwen.end_ids(processor)
 
     def encode_question(row):
         return data.encode_prompt(
@@ -123,32 +116,42 @@ if __name__ == "__main__":
         )
 
     def encode(row):
-        """Prompt of a row with its target tokens, the end token included: a policy that never sees it never learns to stop."""
+        """Prompt of a row with its target tokens. The end token is one: or the policy never learns to stop."""
         prompt = encode_question(row)
         text = data.target_text(prompt["row"], target)
         prompt["target"] = tokenizer(text, add_special_tokens=False).input_ids + [end[0]]
-        if len(prompt["target"]) > max_completion_length:
+        length = len(prompt["target"])
+        if length > max_completion_length:
             raise data.BadRow(
-                f"row {row['id']}: target of {len(prompt['target'])} tokens, more than {max_completion_length=}"
+                f"row {row['id']}: target of {length} tokens, more than {max_completion_length=}"
             )
         return prompt
 
+    rows = data.load_rows(data_source, data_split, columns, image_root, task)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
     eval_prompts = []
     if eval_source and eval_interval:
         held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
-        eval_prompts, _ = data.take_all(
+        numbered, _ = data.take_all(
             held_out, encode_question, rank, world, 0, min(eval_rows, len(held_out)), say
         )
+        eval_prompts = [prompt for _, prompt in numbered]
+        eval_n = sum(common.all_gather(len(eval_prompts)))
+        common.require(
+            eval_n > 0,
+            f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; "
+            "the lines above say why",
+        )
     say(
-        f"data: {len(rows):,} rows | a step: {batch_size} rows = {world} process(es) x {rows_per_rank} | "
+        f"data: {len(rows):,} rows | a step: {batch_size} rows = {world} process(es) x {P} | "
         f"{steps} steps = {steps * batch_size / len(rows):.2f} epochs"
     )
 
     # -------------------------------------------------------------------------
-    # policy
+    # policy, optimizer
     # -------------------------------------------------------------------------
     net = qwen.load_model(model, dtype, attn, device, say)
+    banned = qwen.banned_ids(net.config, processor)
     if freeze_vision:
         net.model.visual.requires_grad_(False)
     if lora_rank:
@@ -162,110 +165,102 @@ if __name__ == "__main__":
     budget = qwen.TokenBudget(micro_tokens, device)
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
-    banned = qwen.banned_ids(net.config, processor)
+
+    # -------------------------------------------------------------------------
+    # evaluation, resume
+    # -------------------------------------------------------------------------
+    def sample(prompts, n, seeds, temperature):
+        """n completions of each prompt from the current policy: per prompt a list of sampling.Completion."""
+        knobs = {"top_p": 1.0, "top_k": 0, "max_tokens": max_completion_length}
+        return sampling.rollout_hf(net, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
+
+    def decode(completion):
+        return tokenizer.decode(completion.ids, skip_special_tokens=True)
 
     def evaluate():
-        """Greedy accuracy and format rate on the held-out rows. ALL RANKS."""
-        settings = {
-            "top_p": 1.0,
-            "top_k": 0,
-            "max_tokens": max_completion_length,
-            "banned": banned,
-            "end": end,
-        }
-        done = (
-            sampling.rollout_hf(
-                net, [p for _, p in eval_prompts], 1, [0] * len(eval_prompts), 0.0, **settings
-            )
-            if eval_prompts
-            else []
-        )
-        parts = [
-            rewards.score(tokenizer.decode(c.ids, skip_special_tokens=True), p["row"])
-            for (_, p), (c,) in zip(eval_prompts, done, strict=True)
-        ]
-        sums = common.all_sum(
-            [sum(p["accuracy"] for p in parts), sum(p["format"] for p in parts), len(parts)], device
-        )
-        if not sums[2]:
-            raise SystemExit(
-                f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; the lines above say why"
-            )
+        """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
+        groups = sample(eval_prompts, 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
+        texts = [[decode(group[0])] for group in groups]
+        questions = [prompt["row"] | {"reward_func": None} for prompt in eval_prompts]  # all judged alike
+        tally = common.Tally()
+        for group, scored in zip(groups, scorer.score(texts, questions), strict=True):
+            parts = scored[0]
+            tally.add(accuracy=parts["accuracy"], format=parts["format"], length=len(group[0].ids))
+        found = tally.means()
         say(
-            f"step {step}/{steps} | held-out accuracy {sums[0] / sums[2]:.1%} format {sums[1] / sums[2]:.1%} ({sums[2]:.0f} rows)"
+            f"step {step}/{steps} | held-out accuracy {found['accuracy']:.1%} format {found['format']:.1%} "
+            f"length {found['length']:.0f} ({eval_n} rows)"
         )
-        return {"eval_accuracy": sums[0] / sums[2], "eval_format": sums[1] / sums[2], "eval_n": int(sums[2])}
+        return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
 
-    step, loop = 0, checkpoint.load_resume(engine, out_dir, rank, world) if resume else None
-    if loop:
-        step, stream.cursor = loop["step"], loop["cursors"][rank]
+    step = 0
+    if resume:
+        step = checkpoint.load_resume(engine, stream, out_dir, rank, world)
+    if step > 0:
         say(f"resume: step {step} of {out_dir}")
     if rank == 0:
-        checkpoint.truncate_log(f"{out_dir}/metrics.jsonl", step)
+        checkpoint.truncate_logs(out_dir, step)
 
     # -------------------------------------------------------------------------
     # the loop
     # -------------------------------------------------------------------------
-    stop = (
-        common.StopSignal()
-    )  # not before: until here a signal ends the run at once, as there is nothing to save
-    started, first_step, saved = time.time(), step, step
+    stop = common.StopSignal()  # not before: until here a signal ends the run at once
+    started = time.time()
+    first_step = step
     while step < steps:
-        t0 = time.time()
-        # 1) prompts, 2) their target tokens as "groups" of one completion
-        prompts = stream.take(rows_per_rank)
-        completions, n_tokens = [], 0
-        for prompt in prompts:
-            completions.append([(n_tokens, prompt["target"])])
-            n_tokens += len(prompt["target"])
-        batches = qwen.pack(prompts, completions, net, budget.tokens())
+        watch = common.Stopwatch(device)
 
-        # 3) loss = - sum over all response tokens of log p(token), divided by their number over ALL ranks and micro-batches
-        total_tokens, prompt_tokens = common.all_sum(
-            [n_tokens, sum(len(p["input_ids"]) for p in prompts)], device
-        )
-        batches, real = qwen.same_count(batches)
+        # 1) prompts
+        prompts = stream.take(P)
+        watch.lap("data")
+
+        # 2) targets: each prompt is a "group" of one completion, the one to imitate
+        ids = [prompt["target"] for prompt in prompts]
+        used = torch.ones(P, dtype=torch.bool)
+        n_tokens = sum(common.all_gather(sum(len(target) for target in ids)))
+        batches = qwen.micro_batches(prompts, ids, used, net, budget)
+
+        # 3) policy update
         loss_sum = 0.0
-        for m, batch in enumerate(batches):
-            batch = qwen.to_device(batch, device)
+        for batch in batches:
             logp, _ = engine(batch)  # (N,)
-            # DeepSpeed averages gradients over the ranks, we want their sum: hence * world
-            loss = -logp.sum() / total_tokens * world * real[m]
+
+            # loss = sum_t -log p(token_t) / number of response tokens, over all micro-batches and processes
+            loss = -logp.sum() / n_tokens
+
             if not loss.isfinite():
                 raise SystemExit(
-                    f"loss: {loss.item()} at step {step}, the step was not applied. Lower learning_rate, or look at rows "
-                    f"{', '.join(p['row']['id'] for p in prompts)}"
+                    f"loss: {loss.item()} at step {step}, the step was not applied. Lower learning_rate, or "
+                    f"look at rows {', '.join(prompt['row']['id'] for prompt in prompts)}"
                 )
-            engine.set_gradient_accumulation_boundary(m == len(batches) - 1)
-            engine.backward(loss)
-            loss_sum += loss.item() / world
+            # DeepSpeed averages gradients over the processes, and the loss is divided by the tokens of the
+            # whole step: hence * world. A filler is not real, its gradient is 0.
+            real = batch["real"]
+            engine.set_gradient_accumulation_boundary(batch is batches[-1])
+            engine.backward(loss * world * real)
+            loss_sum += loss.item() * real
         budget.learn(batches)
-        lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
-        norm = common.optimizer_step(engine, lr, dtype)
+        update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
+        norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
         step += 1
+        watch.lap("update")
 
-        # 4) log
-        loss_mean, skipped = common.all_sum([loss_sum, stream.skipped], device)
-        record = {
-            "step": step,
-            "loss": loss_mean,
-            "lr": lr,
-            "grad_norm": norm,
-            "epoch": stream.epoch,
-            "tokens_per_row": total_tokens / batch_size,
-            "skipped_rows": int(skipped),
-            "seconds": time.time() - t0,
-        }
-        record |= {
-            "rows_per_s": batch_size / record["seconds"],
-            "tokens_per_s": (total_tokens + prompt_tokens) / record["seconds"],
-        }
+        # 4) log: all numbers are over all processes
+        record = {"step": step} | watch.record()
+        record["loss"] = sum(common.all_gather(loss_sum))
+        record["lr"] = update_lr
+        record["grad_norm"] = norm
+        record["skipped_rows"] = sum(common.all_gather(stream.skipped))
+        record["epoch"] = stream.epoch
+        record["tokens_per_row"] = n_tokens / batch_size
+        record["rows_per_s"] = batch_size / record["seconds"]
+        record["tokens_per_s"] = n_tokens / record["seconds"]
         if step % log_interval == 0 or step == steps:
             eta = (time.time() - started) / (step - first_step) * (steps - step)
             say(
-                f"step {step}/{steps} | loss {loss_mean:.4f} | lr {lr:.2e} | grad {norm:.2f} | epoch {stream.epoch:.2f} | "
-                f"{record['rows_per_s']:.0f} rows/s {record['tokens_per_s']:.0f} tok/s | skipped {int(skipped)} | "
-                f"ETA {common.clock(eta)}",
+                f"step {step}/{steps} | loss {record['loss']:.4f} | lr {update_lr:.2e} | grad {norm:.2f} | "
+                f"{record['rows_per_s']:.0f} rows/s {record['tokens_per_s']:.0f} tok/s | "
+                f"epoch {stream.epoch:.2f} skipped {record['skipped_rows']} | ETA {common.clock(eta)}",
                 flush=True,
             )
 
@@ -275,12 +270,11 @@ if __name__ == "__main__":
         log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            loop = {"step": step, "cursors": common.all_gather(stream.cursor)}
-            checkpoint.save_all(engine, net, processor, out_dir, loop, zero_stage, rank, keep)
-            saved = step
+            checkpoint.save(engine, net, processor, stream, step, config, rank)
         if stopping:
             say(f"stopped by a signal at step {step}; the same command goes on from here")
             break
 
-    say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{saved:06d}")
+    say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
+    scorer.close()
     common.finish()
