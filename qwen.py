@@ -67,6 +67,7 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText
 
+    common.check_choices({"dtype": dtype, "attn": attn})
     check_model_folder(path)
     kernel = attention_kernel(attn, dtype, str(device))
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")

@@ -116,7 +116,7 @@ if __name__ == "__main__":
         )
 
     def encode(row):
-        """Prompt of a row with its target tokens. The end token is one: or the policy never learns to stop."""
+        """Prompt of a row with its target tokens. The end token is one: else it never learns to stop."""
         prompt = encode_question(row)
         text = data.target_text(prompt["row"], target)
         prompt["target"] = tokenizer(text, add_special_tokens=False).input_ids + [end[0]]

@@ -1,5 +1,6 @@
 # R1-V's recipe on one 80 GB GPU: the same 128 sequences a step as configs/clevr.py, one process.
-# Hardware: 1 x 80 GB. Weights, gradients, AdamW state and reference of a 2B model are about 40 GB; vLLM sleeps during the update.
+# Hardware: 1 x 80 GB. Weights, gradients, AdamW state and reference of a 2B model are about 40 GB; vLLM
+# sleeps during the update.
 #   torchrun train_grpo.py configs/clevr_1gpu.py
 # 24-48 GB: add --freeze_vision=True --offload_optimizer=True --beta=0.0 --micro_tokens=4096
 out_dir = "out/clevr_1gpu"

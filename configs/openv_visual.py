@@ -1,10 +1,14 @@
-# OpenV-R1 on its visual collection: counting, geometry, choices and boxes in one run; each row is graded by its own task.
-# Hardware: 8 x 80 GB. OpenV-R1 publishes, for its checkpoint 8,500 with Qwen2.5-VL-3B: SuperCLEVR-5k 64.1 to 93.4 %,
+# OpenV-R1 on its visual collection: counting, geometry, choices and boxes in one run; each row is graded by
+# its own task.
+# Hardware: 8 x 80 GB. OpenV-R1 publishes, for its checkpoint 8,500 with Qwen2.5-VL-3B: SuperCLEVR-5k 64.1
+# to 93.4 %,
 # GeoQA 37.0 to 54.2 %, RefCOCO (mean of three) 75.3 to 86.1 %. Not yet run by us on 8 GPUs.
 #   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py
 # Its text-only counterpart, and both together:
-#   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py --data_source=openv_text --out_dir=out/openv_text
-#   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py --data_source=openv_visual:0.7,openv_text:0.3 --out_dir=out/openv_mix
+#   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py --data_source=openv_text \
+#     --out_dir=out/openv_text
+#   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py \
+#     --data_source=openv_visual:0.7,openv_text:0.3 --out_dir=out/openv_mix
 out_dir = "out/openv_visual"
 model = "Qwen/Qwen2.5-VL-3B-Instruct"
 data_source = "openv_visual"  # 139,000 rows; those with boxes get the template 'box', the others 'think'

@@ -1,5 +1,7 @@
-# CoT-SFT of Qwen2-VL-2B on R1's distilled reasoning about CLEVR scenes: R1-V's supervised baseline, with its hyper-parameters.
-# Hardware: 8 x 80 GB. Published (with the loss on the prompt as well): 42.5 % on SuperCLEVR-200, 30 % on CoGenT-B.
+# CoT-SFT of Qwen2-VL-2B on R1's distilled reasoning about CLEVR scenes: R1-V's supervised baseline, with
+# its hyper-parameters.
+# Hardware: 8 x 80 GB. Published (with the loss on the prompt as well): 42.5 % on SuperCLEVR-200, 30 % on
+# CoGenT-B.
 #   torchrun --nproc_per_node=8 train_sft.py configs/sft_clevr.py
 out_dir = "out/sft_clevr"
 model = "Qwen/Qwen2-VL-2B-Instruct"

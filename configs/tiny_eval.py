@@ -1,4 +1,5 @@
-# The tiny model in distribution (CLEVR's objects, 4 x 4 grid) and out of it (vehicles, other colours, background and image size).
+# The tiny model in distribution (CLEVR's objects, 4 x 4 grid) and out of it (vehicles, other colours,
+# background and image size).
 # Hardware: 2 CPU cores, about 15 seconds. 500 scenes each that no training run has seen.
 #   torchrun --nproc_per_node=2 eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000160
 model = "out/tiny_grpo/step-000160"

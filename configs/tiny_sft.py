@@ -1,5 +1,6 @@
 # Cold start of the tiny model: 14,400 drawn scenes described by a teacher who overlooks small objects.
-# Hardware: 2 CPU cores, about 2 minutes. Expected: the format is learnt, colours and shapes are mostly seen, 1 count in 5 is right.
+# Hardware: 2 CPU cores, about 2 minutes. Expected: the format is learnt, colours and shapes are mostly
+# seen, 1 count in 5 is right.
 #   python qwen.py out/tiny && torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py
 out_dir = "out/tiny_sft"
 model = "out/tiny"

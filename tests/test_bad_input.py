@@ -1,6 +1,8 @@
-"""What goes wrong ends in one sentence that says what to do, exit code 1 and no traceback; bad rows are skipped and counted.
+"""What goes wrong ends in one sentence that says what to do, exit code 1 and no traceback; bad rows are
+skipped and counted.
 
-Most of these use train_sft.py, which starts faster; train_grpo.py reads knobs, rows and checkpoints with the same functions.
+Most of these use train_sft.py, which starts faster; train_grpo.py reads knobs, rows and checkpoints with
+the same functions.
 
     python -m pytest tests/test_bad_input.py        # 2 CPU cores, about 2.5 minutes
 """
@@ -145,7 +147,9 @@ def test_bad_source(sft, tmp_path, source, words):
 
 @pytest.mark.parametrize("script", ["sft", "grpo"])
 def test_bad_rows_are_skipped_and_counted(request, tmp_path, script):
-    """Among twelve rows a broken image, a missing one, no answer and a prompt that is too long: the run goes on without them."""
+    """Among twelve rows a broken image, a missing one, no answer and a prompt that is too long: the run
+    goes on without them.
+    """
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     bad = {"row1": {"image": "broken.png"}, "row4": {"image": "nowhere.png"}, "row6": {"solution": ""}}
     bad["row9"] = {"problem": "How many? " * 200}
@@ -205,14 +209,18 @@ def test_non_finite_loss(request, folder, tmp_path, script):
 
 
 def test_diverging_run_keeps_its_last_good_checkpoint(sft, tmp_path):
-    """Weights blown up by the first update: the second step is refused, and a save_interval of 1 has not saved the third."""
+    """Weights blown up by the first update: the second step is refused, and a save_interval of 1 has not
+    saved the third.
+    """
     knobs = ["--learning_rate=1e30", "--grad_clip=1e30", "--save_interval=1", "--steps=3"]
     refuses([*sft, *knobs], tmp_path / "log", "loss: nan at step 1", "learning_rate")
     assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == ["step-000001"]
 
 
 def test_full_disk(sft, tmp_path):
-    """A checkpoint that does not fit: the remedy is named, the last complete one survives, and with space the run goes on from it."""
+    """A checkpoint that does not fit: the remedy is named, the last complete one survives, and with space
+    the run goes on from it.
+    """
     from transformers import AutoModelForImageTextToText
 
     out_dir = tmp_path / "run"
@@ -291,7 +299,9 @@ def test_a_results_file_cannot_name_a_function(tmp_path, mode):
 
 
 def test_nothing_is_compiled_and_no_stale_lock_is_waited_for(sft, tmp_path):
-    """torch's builds of extensions wait for a file called `lock`; a run that was killed in mid-build has left one here."""
+    """torch's builds of extensions wait for a file called `lock`; a run that was killed in mid-build has
+    left one here.
+    """
     folder = tmp_path / "extensions" / "deepspeed_shm_comm"
     folder.mkdir(parents=True)
     (folder / "lock").touch()

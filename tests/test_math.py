@@ -1,7 +1,9 @@
-"""The math of GRPO: advantages, loss weights, clipped loss, KL estimate, importance weight, schedule, token log-probs, token budget.
+"""The math of GRPO: advantages, loss weights, clipped loss, KL estimate, importance weight, schedule, token
+log-probs, token budget.
 
-Every function is held against something outside it: numbers worked out by hand, a slow loop written from the paper's
-formula in float64, finite differences, an exact expectation over a small vocabulary, or PyTorch's own cross entropy.
+Every function is held against something outside it: numbers worked out by hand, a slow loop written from
+the paper's formula in float64, finite differences, an exact expectation over a small vocabulary, or
+PyTorch's own cross entropy.
 
     python -m pytest tests/test_math.py
 """
@@ -34,7 +36,8 @@ def randn(*shape, seed=0):
 
 
 def test_group_advantages_hand_numbers():
-    # [1, 0, 0, 1]: mean 1/2, squared deviations sum to 1, std = sqrt(1 / 3) = 0.57735 with divisor n - 1 (with n it would be 0.5)
+    # [1, 0, 0, 1]: mean 1/2, squared deviations sum to 1, std = sqrt(1 / 3) = 0.57735 with divisor n - 1
+    # (with n it would be 0.5)
     a = 0.5 / (0.5773502692 + 1e-4)  # 0.865875
     close(group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]])), [[a, -a, -a, a]])
     assert abs(a - 0.865875) < 1e-6
@@ -67,7 +70,8 @@ def test_flat_group_is_exactly_zero(adv_norm, value):
 def test_flat_group_beside_another_and_rewards_not_exact_in_binary():
     a = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]]))
     assert torch.equal(a[1], torch.zeros(4)) and (a[0] != 0).all()
-    # 0.1, 0.3, 0.7 have no exact float32 mean: what rounding leaves must stay far below a real advantage (about 1)
+    # 0.1, 0.3, 0.7 have no exact float32 mean: what rounding leaves must stay far below a real advantage
+    # (about 1)
     for value in (0.1, 0.3, 0.7, 1.1):
         for g in (3, 5, 7, 8):
             assert group_advantages(torch.full((1, g), value)).abs().max() < 2e-3
@@ -201,7 +205,9 @@ def test_the_clip_binds_on_the_right_side(ratio, advantage, loss, active, slope,
 
 
 def test_low_and_high_are_not_swapped():
-    """DAPO's clip-higher, [1 - 0.2, 1 + 0.28]: ratio 1.25 is free for a good token, 0.75 is clipped for a bad one."""
+    """DAPO's clip-higher, [1 - 0.2, 1 + 0.28]: ratio 1.25 is free for a good token, 0.75 is clipped for a
+    bad one.
+    """
     logp, zero = torch.tensor([1.25, 1.35, 0.75, 0.85]).log(), torch.zeros(4)
     loss, active = clipped_policy_loss(
         logp, zero, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4), 0.2, 0.28
@@ -212,7 +218,9 @@ def test_low_and_high_are_not_swapped():
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_ratio_one_is_reinforce(level):
-    """With old = logp.detach() the gradient of sum_t w_t loss_t is  - sum_t w_t A_t grad logp_t, in either mode."""
+    """With old = logp.detach() the gradient of sum_t w_t loss_t is  - sum_t w_t A_t grad logp_t, in either
+    mode.
+    """
     sequence = torch.tensor([0, 0, 0, 1, 2, 2])
     advantage, target = (
         torch.tensor([0.8, -1.5, 0.3], dtype=torch.float64)[sequence],
@@ -271,7 +279,9 @@ def test_k3_hand_numbers_and_sign():
 
 
 def test_k3_is_unbiased():
-    """Exact expectation over a vocabulary of 7, tokens drawn from the policy: KL(policy || reference), as in torch.distributions."""
+    """Exact expectation over a vocabulary of 7, tokens drawn from the policy: KL(policy || reference), as
+    in torch.distributions.
+    """
     p, q = randn(7).log_softmax(-1), randn(7, seed=1).log_softmax(-1)
     kl = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
@@ -296,7 +306,9 @@ def test_importance_weight_truncates_and_has_no_gradient():
 
 
 def test_importance_weight_corrects_the_expectation():
-    """E over the sampler q of w(token) * f(token) is E over the trainer p of f, as long as nothing is truncated."""
+    """E over the sampler q of w(token) * f(token) is E over the trainer p of f, as long as nothing is
+    truncated.
+    """
     p, q, f = randn(9).log_softmax(-1), randn(9, seed=1).log_softmax(-1), randn(9, seed=2)
     close((q.exp() * importance_weight(p, q, 1e9) * f).sum(), (p.exp() * f).sum(), 1e-12)
 
@@ -387,13 +399,29 @@ def test_entropy_of_a_uniform_distribution_is_log_k():
 
 
 def test_token_logprobs_gradient():
-    """d logp[target] / d logits = (onehot - softmax) / temperature, 0 for banned ids; the entropy carries none."""
+    """d logp[target] / d logits = (onehot - softmax) / temperature, 0 for banned ids; the entropy carries
+    none.
+    """
     logits, banned, target = randn(3, 11).requires_grad_(), torch.arange(11) == 4, torch.tensor([1, 0, 10])
     logp, entropy = token_logprobs(logits, target, 0.5, banned)
     logp.sum().backward()
     p = (logits.detach() / 0.5).masked_fill(banned, -torch.inf).softmax(-1)
     close(logits.grad, (F.one_hot(target, 11) - p) / 0.5, 1e-5)
     assert not entropy.requires_grad
+
+
+def test_entropy_gradient_only_when_asked_for():
+    """H = -sum p log p with p = softmax(z / T): dH/dz_j = -p_j (log p_j + H) / T, and 0 for a banned id."""
+    logits, banned, target = randn(3, 11).requires_grad_(), torch.arange(11) == 4, torch.tensor([1, 0, 10])
+    _, entropy = token_logprobs(logits, target, 0.5, banned, entropy_gradient=True)
+    entropy.sum().backward()
+    p = (logits.detach() / 0.5).masked_fill(banned, -torch.inf).softmax(-1)
+    log_p = p.clamp_min(1e-300).log()
+    H = -(p * log_p).sum(-1, keepdim=True)
+    close(entropy, H[:, 0], 1e-5)
+    close(logits.grad, -p * (log_p + H) / 0.5, 1e-5)
+    with torch.no_grad():
+        assert not token_logprobs(logits, target, 0.5, banned, entropy_gradient=True)[1].requires_grad
 
 
 def test_bfloat16_logits_are_scored_in_float32():
@@ -404,12 +432,48 @@ def test_bfloat16_logits_are_scored_in_float32():
 
 
 # -----------------------------------------------------------------------------
+# what is logged
+# -----------------------------------------------------------------------------
+
+
+def test_tally_by_hand():
+    """Means over all numbers added; a filler does not count; bools, lists and scalars are numbers."""
+    common.setup(0)
+    tally = common.Tally()
+    tally.add(kl=torch.tensor([1.0, 2.0]), clip_fraction=torch.tensor([True, False]))
+    tally.add(kl=torch.tensor([6.0]), clip_fraction=torch.tensor([False]))
+    tally.add(0.0, kl=torch.tensor([100.0]), clip_fraction=torch.tensor([True]))
+    tally.add(reward=[1.0, 0.5, 0.0, 0.5])
+    tally.add(length=3)
+    tally.add(length=8)
+    means = tally.means()
+    assert list(means) == ["kl", "clip_fraction", "reward", "length"]
+    close(list(means.values()), [3.0, 1 / 3, 0.5, 5.5])
+    only_filler = common.Tally()
+    only_filler.add(0.0, kl=torch.tensor([1.0]))
+    assert only_filler.means() == {}
+
+
+def test_stopwatch_laps_add_up(monkeypatch):
+    now = iter([100.0, 101.5, 104.0, 104.25])
+    monkeypatch.setattr(common.time, "time", lambda: next(now))
+    watch = common.Stopwatch(torch.device("cpu"))
+    for phase in ("data", "rollout", "update"):
+        watch.lap(phase)
+    record = watch.record()
+    assert watch.seconds == {"data": 1.5, "rollout": 2.5, "update": 0.25} and record["seconds"] == 4.25
+    assert record["seconds_rollout"] == 2.5 and record["memory_gib"] >= record["memory_data"] > 0
+
+
+# -----------------------------------------------------------------------------
 # tokens of a forward pass
 # -----------------------------------------------------------------------------
 
 
 def test_tokens_that_fit_by_hand():
-    """10 GB free at 1 MB a token: three quarters are used; unknown: 4,096; never less than 1,024 or more than 65,536."""
+    """10 GB free at 1 MB a token: three quarters are used; unknown: 4,096; never less than 1,024 or more
+    than 65,536.
+    """
     assert qwen.tokens_that_fit(10e9, 1e6) == 7500
     assert qwen.tokens_that_fit(10e9, 0.0) == 4096
     assert qwen.tokens_that_fit(1e8, 1e6) == 1024
@@ -424,7 +488,9 @@ def test_token_budget_on_a_cpu_is_the_knob():
 
 
 def test_out_of_memory_names_the_knobs_and_the_line(capsys):
-    """The first sentence of CUDA's message, what to do, our line where it happened; other errors keep their traceback."""
+    """The first sentence of CUDA's message, what to do, our line where it happened; other errors keep their
+    traceback.
+    """
 
     class Raises:
         def __init__(self, error):

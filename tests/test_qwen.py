@@ -1,8 +1,10 @@
-"""The policy's forward pass and the transformers rollout, on tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL models in float32.
+"""The policy's forward pass and the transformers rollout, on tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL models
+in float32.
 
-The packed groups (a whole group behind one prompt, several groups end to end, groups cut in pieces) must give the log-probs
-AND the gradients of plain transformers: one row per completion, no packing, the model's own positions, eager attention
-with a causal mask, log-softmax by hand. The sampler must draw from that same distribution, reproducibly.
+The packed groups (a whole group behind one prompt, several groups end to end, groups cut in pieces) must
+give the log-probs AND the gradients of plain transformers: one row per completion, no packing, the model's
+own positions, eager attention with a causal mask, log-softmax by hand. The sampler must draw from that same
+distribution, reproducibly.
 
     python -m pytest tests/test_model.py
 """
@@ -16,6 +18,7 @@ import torch
 import transformers
 from PIL import Image
 
+import common
 import data
 import qwen
 import sampling
@@ -75,7 +78,9 @@ class Kit:
         return data.encode_prompt(row, self.processor, "direct", **more)
 
     def plain(self, prompt, ids):
-        """Log-probs (C,) of a completion and of the whole vocabulary (C, V): transformers' own forward pass on prompt + completion."""
+        """Log-probs (C,) of a completion and of the whole vocabulary (C, V): transformers' own forward pass
+        on prompt + completion.
+        """
         full = torch.tensor([prompt["input_ids"] + ids])
         vision = {k: prompt[k] for k in ("pixel_values", "image_grid_thw") if prompt[k] is not None}
         types = (full == self.net.config.image_token_id).int()
@@ -93,7 +98,9 @@ class Kit:
 
     @functools.cached_property
     def expected(self):
-        """Log-probs (L,) of all completions, gradients by name of sum_t weight_t * logp_t: one completion at a time, nothing packed."""
+        """Log-probs (L,) of all completions, gradients by name of sum_t weight_t * logp_t: one completion
+        at a time, nothing packed.
+        """
         self.outside.zero_grad()
         out = torch.zeros(self.total)
         for prompt, group in zip(self.prompts, self.groups, strict=True):
@@ -143,7 +150,8 @@ def assert_same(result, expected, tol=1e-5):
 # packed groups
 # -----------------------------------------------------------------------------
 
-LAYOUTS = {  # micro_tokens -> groups (or parts of one) in every micro-batch; the groups are 94, 61, 60 and 55 tokens long
+# micro_tokens -> groups (or parts of one) in every micro-batch; the groups are 94, 61, 60 and 55 tokens long
+LAYOUTS = {
     "a group per micro-batch": (94, [1] * 4),
     "all groups in one": (1000, [4]),
     "two and two": (155, [2, 2]),
@@ -155,7 +163,9 @@ LAYOUTS = {  # micro_tokens -> groups (or parts of one) in every micro-batch; th
 @each_family
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_groups_equal_plain_transformers(kit, layout):
-    """0, 1 and 2 images per prompt (sizes differ), 3 completions each; log-probs and the gradient of every parameter."""
+    """0, 1 and 2 images per prompt (sizes differ), 3 completions each; log-probs and the gradient of every
+    parameter.
+    """
     micro_tokens, shape = LAYOUTS[layout]
     logps, gradients, batches = kit.packed(micro_tokens)
     prompts = [
@@ -164,6 +174,29 @@ def test_packed_groups_equal_plain_transformers(kit, layout):
     assert [len(set(starts)) for (starts,) in prompts] == shape
     assert_same((logps, gradients), kit.expected)
     assert all(g.norm() > 1e-4 for g in kit.expected[1].values())  # nothing was compared with zero
+
+
+@one_family
+def test_micro_batches_leave_out_what_is_not_used(kit):
+    """Places in the flat array stay the same, whichever completions are left out; one at least stays."""
+    common.setup(0)
+    ids = [completion for group in kit.groups for _, completion in group]
+    flat = torch.tensor([token for completion in ids for token in completion])
+    sequence = torch.repeat_interleave(
+        torch.arange(12), torch.tensor([len(completion) for completion in ids])
+    )
+    every = torch.ones(12, dtype=torch.bool)
+    some = every.clone()
+    some[[0, 3, 4, 5, 11]] = False
+    for used, expected in ((every, every), (some, some), (~every, torch.arange(12) == 0)):
+        for micro_tokens in (1, 155, 1000):
+            budget = qwen.TokenBudget(micro_tokens, torch.device("cpu"))
+            batches = qwen.micro_batches(kit.prompts, ids, used, kit.net, budget)
+            token = torch.cat([batch["token"] for batch in batches])
+            assert token.sort().values.tolist() == expected[sequence].nonzero()[:, 0].tolist()
+            assert torch.equal(torch.cat([batch["target"] for batch in batches]), flat[token])
+            assert all(batch["real"] == 1.0 for batch in batches)
+            assert [batch["logit_tokens"] for batch in batches] == [len(b["token"]) for b in batches]
 
 
 @each_family
@@ -304,7 +337,9 @@ def test_what_a_token_can_see(kit):
 
 
 def test_who_attends_to_whom_by_hand():
-    """With keys that are unit vectors and a flat softmax the result names what a token sees: prompt p, completions a, b; prompt q, c."""
+    """With keys that are unit vectors and a flat softmax the result names what a token sees: prompt p,
+    completions a, b; prompt q, c.
+    """
     segments = torch.tensor([[0, 2, 0, 0], [2, 2, 0, 2], [4, 1, 0, 2], [5, 1, 0, 0], [6, 1, 5, 1]])
     expected = [
         # p  p  a  a  b  q  c
@@ -327,7 +362,9 @@ def test_who_attends_to_whom_by_hand():
 
 
 def one_by_one(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal):
-    """What FlashAttention's documentation promises of its kernel, as a loop: the causal mask is aligned to the bottom right corner."""
+    """What FlashAttention's documentation promises of its kernel, as a loop: the causal mask is aligned to
+    the bottom right corner.
+    """
     out = []
     for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False):
         assert b - a <= max_q and d - c <= max_k
@@ -344,7 +381,9 @@ def one_by_one(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal):
 
 @each_family
 def test_the_way_to_the_varlen_kernel(kit, monkeypatch):
-    """The kernel itself needs a GPU; what goes into it and what comes out is checked with a loop in its place."""
+    """The kernel itself needs a GPU; what goes into it and what comes out is checked with a loop in its
+    place.
+    """
     monkeypatch.setattr(qwen, "varlen", one_by_one)
     other = Kit(kit.folder)
     other.net.config._attn_implementation = "segments_flash_varlen"
@@ -353,7 +392,9 @@ def test_the_way_to_the_varlen_kernel(kit, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_varlen_kernel_equals_sdpa():
-    """bfloat16 against float32 sdpa: values and gradients within the 2^-8 relative error of a bfloat16 number, times a few."""
+    """bfloat16 against float32 sdpa: values and gradients within the 2^-8 relative error of a bfloat16
+    number, times a few.
+    """
     segments = torch.tensor(
         [[0, 40, 0, 0], [40, 30, 0, 40], [70, 7, 0, 40], [77, 90, 0, 0], [167, 1, 77, 90], [168, 64, 77, 90]]
     ).cuda()
@@ -384,7 +425,8 @@ def test_encode_prompt_equals_the_processor(kit, sizes):
     prompt = data.encode_prompt(
         make_row("How many cubes?", *images), kit.processor, "think", max_pixels=40000
     )
-    instruction = "  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+    instruction = "  Output the thinking process in <think> </think> "
+    instruction += "and final answer (number) in <answer> </answer> tags."
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         + "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
@@ -529,7 +571,9 @@ SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01}
     ],
 )
 def test_rollout_ignores_the_checkpoints_generation_config(kit, shipped, monkeypatch):
-    """Published Qwen checkpoints carry a top_k of 1, a top_p, a temperature and a repetition penalty; the knobs of the run decide."""
+    """Published Qwen checkpoints carry a top_k of 1, a top_p, a temperature and a repetition penalty; the
+    knobs of the run decide.
+    """
     before = rollout(kit)
     monkeypatch.setattr(kit.net, "generation_config", transformers.GenerationConfig(**shipped))
     groups = rollout(kit)
@@ -564,7 +608,9 @@ def test_rollout_leaves_the_model_as_it_was_and_works_in_training_mode(kit):
 
 @one_family
 def test_the_end_token_ends_it(kit):
-    """With every third token declared an end token, most completions end within eight: the first end token is the last token."""
+    """With every third token declared an end token, most completions end within eight: the first end token
+    is the last token.
+    """
     end = kit.allowed[::3] + [kit.end[1]]
     groups = rollout(kit, n=8, end=end)
     ended = [c for g in groups for c in g if c.finished]
@@ -599,7 +645,9 @@ def test_cut_by_hand():
 
 
 def test_sample_seeds_do_not_overlap():
-    """Completion i of a prompt uses seed + i: 64 completions of any two prompts in 500 steps of 16 prompts draw different noise."""
+    """Completion i of a prompt uses seed + i: 64 completions of any two prompts in 500 steps of 16 prompts
+    draw different noise.
+    """
     seeds = sorted(sampling.sample_seed(0, step, p) for step in range(500) for p in range(16))
     assert seeds[0] >= 0 and seeds[-1] + 64 < 2**32
     overlapping = sum(b - a < 64 for a, b in zip(seeds, seeds[1:], strict=False))

@@ -1,6 +1,8 @@
-"""Whole runs of the real scripts: what they write, that they survive being killed, and that 1 and 2 processes compute the same.
+"""Whole runs of the real scripts: what they write, that they survive being killed, and that 1 and 2
+processes compute the same.
 
-Every run starts from a policy that 60 steps of SFT have taught the format, so that groups have spread and the updates are not empty.
+Every run starts from a policy that 60 steps of SFT have taught the format, so that groups have spread and
+the updates are not empty.
 
     python -m pytest tests/test_runs.py        # 2 CPU cores, about 4 minutes
 """
@@ -145,7 +147,9 @@ def test_gradient_norm_is_logged_without_zero(sft):
 
 
 def test_sft_loss_is_on_the_target_alone_and_resumes(tiny_folder, tmp):
-    """The first loss of a run over four rows, computed by transformers alone; and a stopped run ends with the losses of the whole one."""
+    """The first loss of a run over four rows, computed by transformers alone; and a stopped run ends with
+    the losses of the whole one.
+    """
     folder, source = tiny_folder(), "scenes:clevr?rows=4&seed=6&layout=grid&objects=1-4"
     base = [*SFT, f"--model={folder}", f"--data_source={source}", "--save_interval=3"]
     run([*base, f"--out_dir={tmp}/sft_whole", "--steps=6"], tmp / "sft_whole.log")
@@ -165,7 +169,8 @@ def test_sft_loss_is_on_the_target_alone_and_resumes(tiny_folder, tmp):
     rows, on_target, on_all, n_target, n_all = data.load_rows(source), 0.0, 0.0, 0, 0
     for i in range(4):
         row = rows[i]
-        text = f"{row['problem']}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+        text = f"{row['problem']}  Output the thinking process in <think> </think> "
+        text += "and final answer (number) in <answer> </answer> tags."
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         prompt = processor.apply_chat_template([message], add_generation_prompt=True)
         target = f"<think> {row['thinking']} </think> <answer> {row['solution']} </answer><|im_end|>"
@@ -230,7 +235,9 @@ def test_rollouts(whole):
 
 
 def test_checkpoints(whole, start):
-    """The two newest are kept, they load with transformers alone, and the weights have moved from the start."""
+    """The two newest are kept, they load with transformers alone, and the weights have moved from the
+    start.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     assert sorted(p.name for p in whole.glob("step-*")) == ["step-000004", "step-000006"]
@@ -247,7 +254,9 @@ def test_checkpoints(whole, start):
 
 
 def test_eval(whole, tmp):
-    """Both backends of eval.py read the checkpoint, and their numbers follow from the verdicts in the JSON; greedy outputs are the same."""
+    """Both backends of eval.py read the checkpoint, and their numbers follow from the verdicts in the JSON;
+    greedy outputs are the same.
+    """
     from rewards import score
 
     texts = {}
@@ -284,7 +293,9 @@ def test_eval(whole, tmp):
 
 
 def test_transformers_rollouts_and_every_other_objective(start, tmp):
-    """rollout=hf, and the knobs that the default leaves off, two updates per rollout among them: there the clip acts."""
+    """rollout=hf, and the knobs that the default leaves off, two updates per rollout among them: there the
+    clip acts.
+    """
     run(
         [
             *GRPO,
@@ -322,7 +333,9 @@ def test_transformers_rollouts_and_every_other_objective(start, tmp):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
 def test_other_families(tiny_folder, tmp, family):
-    """vLLM and the trainer agree on them too, at the start and after an update. Weight decay alone moves these random weights."""
+    """vLLM and the trainer agree on them too, at the start and after an update. Weight decay alone moves
+    these random weights.
+    """
     run(
         [
             *GRPO,
@@ -346,7 +359,9 @@ def test_other_families(tiny_folder, tmp, family):
 
 
 def test_killed_run_resumes(whole, start, tmp):
-    """SIGKILL after step 3, the same command again: the rows, the steps and (nearly) the losses of the run that was not killed."""
+    """SIGKILL after step 3, the same command again: the rows, the steps and (nearly) the losses of the run
+    that was not killed.
+    """
     out_dir = tmp / "killed"
     script = Script(command(start, out_dir), tmp / "killed.log")
     script.wait_for_step(out_dir, 3)
@@ -389,7 +404,9 @@ def test_signal_saves_and_resumes(start, tmp, number, base):
 
 @pytest.fixture(scope="module")
 def sharded(start, tmp):
-    """out_dirs of three steps on two processes, by ZeRO stage: the command of `whole`, whose first three steps they should repeat."""
+    """out_dirs of three steps on two processes, by ZeRO stage: the command of `whole`, whose first three
+    steps they should repeat.
+    """
     for stage in (2, 3):
         run(
             [*command(start, tmp / f"zero{stage}"), "--steps=3", f"--zero_stage={stage}"],
@@ -402,7 +419,9 @@ def sharded(start, tmp):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_processes_repeat_one(whole, sharded, stage):
-    """Same rows, same seeds, so the same completions and the same losses, whatever ZeRO shards; also after updates and syncs."""
+    """Same rows, same seeds, so the same completions and the same losses, whatever ZeRO shards; also after
+    updates and syncs.
+    """
     one, two = records(whole)[:4], records(sharded[stage])
     assert [r["step"] for r in two] == [0, 1, 2, 3]
     want = {k: v for k, v in shown(whole).items() if k[0] <= 3}
@@ -433,7 +452,9 @@ def test_zero_stages_agree_on_the_gradient(sharded):
 
 
 def test_text_only_rows_among_images_do_not_hang(start, tmp):
-    """ZeRO-3 gathers weights in every forward pass: a process without images must not leave one with images waiting."""
+    """ZeRO-3 gathers weights in every forward pass: a process without images must not leave one with images
+    waiting.
+    """
     rows = data.load_rows(SCENES)
     with open(tmp / "mixed.jsonl", "w") as file:
         for i in range(16):
@@ -486,7 +507,9 @@ def test_text_only_rows_among_images_do_not_hang(start, tmp):
 
 @pytest.mark.parametrize("ranks, stage", [(1, 0), (2, 3)])
 def test_lora(start, tmp, ranks, stage):
-    """vLLM gets the merged weights, the reference is the policy without adapters, the checkpoint is an ordinary one."""
+    """vLLM gets the merged weights, the reference is the policy without adapters, the checkpoint is an
+    ordinary one.
+    """
     out_dir = tmp / f"lora{stage}"
     run(
         [
@@ -545,7 +568,9 @@ SETS = ("clevr", "clevr_complex", "clevr_r1", "geoqa", "openv_visual", "openv_te
 
 
 def test_grpo_on_a_mixture_of_all_published_sets(start, tmp):
-    """Counts, formulas, boxes and text-only rows in one batch, scored in processes, with rewards that compare a group."""
+    """Counts, formulas, boxes and text-only rows in one batch, scored in processes, with rewards that
+    compare a group.
+    """
     source = ",".join(f"{write(name, tmp / 'sets')}:1" for name in SETS)
     out_dir, weights = tmp / "mixture", "{'accuracy': 1.0, 'format': 0.5, 'length': 0.1, 'repetition': 0.1}"
     run(

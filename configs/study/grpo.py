@@ -1,4 +1,5 @@
-# What the GRPO arms of the study share: 25,600 completions, from the shared cold start. An arm's file goes after it.
+# What the GRPO arms of the study share: 25,600 completions, from the shared cold start. An arm's file goes
+# after it.
 # Hardware: 1 CPU core, 4 minutes.
 #   python train_grpo.py configs/tiny.py configs/study/grpo.py --seed=0     (study.py runs them all)
 model = "out/study/cold/step-000900"
