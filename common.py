@@ -475,6 +475,28 @@ class Log:
                 file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
+def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:
+    """A step of train_grpo.py in one line, in short what is in metrics.jsonl. `seconds`: of each phase."""
+    of_parts = ", ".join(f"{name} {record[f'reward_{name}']:.3f}" for name in parts)
+    phases = " ".join(f"{name} {value:.2f}" for name, value in seconds.items() if value >= 0.005)
+    fields = [
+        f"step {record['step']}/{steps}",
+        f"reward {record['reward']:.3f} ({of_parts})",
+        f"length {record['length']:.0f}",
+        f"flat {record['flat_groups']:.0%}",
+        f"{phases} s",
+        f"{record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s",
+        f"{record['memory_gib']:.1f} GiB",
+        f"epoch {record['epoch']:.2f} skipped {record['skipped_rows']}",
+        f"ETA {clock(eta)}",
+    ]
+    if "loss" in record:  # there was an update
+        update = f"kl {record['kl']:.4f} clip {record['clip_fraction']:.3f} entropy {record['entropy']:.3f} "
+        update += f"mismatch {record['mismatch']:.1e} grad {record['grad_norm']:.2f}"
+        fields.insert(3, update)
+    return " | ".join(fields)
+
+
 def clock(seconds: float) -> str:
     """1:02:03 or 2:03."""
     minutes, seconds = divmod(int(seconds), 60)

@@ -2,24 +2,28 @@
 
 A row is a plain dict, whatever it was made from:
 
-    {"id": "clevr/17", "images": [PIL.Image], "problem": "How many items are there in the image?", "solution": "3",
-     "task": "count", "thinking": "red cube, blue sphere, green cube", "options": None, "labels": {"objects": "3"},
-     "template": None, "reward_func": None}
+    id           "clevr/17"
+    images       [PIL.Image]                    may be empty or hold several
+    problem      "How many items are there in the image?"
+    solution     "3"                            the bare answer; a box is JSON in pixels of the original image
+    task         "count"                        chooses the verifier (rewards.py)
+    thinking     "red cube, blue sphere, ..."   what SFT imitates, or None
+    options      ["cat", "dog"]                 the choices A, B, ..., which stand in the problem too, or None
+    labels       {"objects": "3"}               categories for evaluation's tables
+    template     "box"                          the prompt that template = "auto" takes, or None
+    reward_func  ["format"]                     reward parts of this row alone, or None
 
-`images` may be empty or hold several; `solution` is the bare answer without tags, a box is JSON in pixels of the original image;
-`task` chooses the verifier (rewards.py); `thinking` (or None) is what SFT imitates; `options` are the texts of the choices A, B, C...,
-which stand in the problem too; `labels` are categories for evaluation's tables; `template` is the prompt that template = "auto" takes;
-`reward_func` names reward parts of this row alone. Rows come from a source, named by a knob:
+Rows come from a source, named by a knob:
 
-    scenes:clevr?rows=9600&seed=0&layout=grid&objects=1-8    drawn while training (scenes.py)
-    geoqa, mmmu, refcoco/testA, geoqa@/data/GEOQA            a published set by its name in adapters.py, and a copy of it
-    rows.jsonl, rows.json, CLEVR_val_questions.json          records with image paths; CLEVR's own files as they are
-    train.parquet, folder/of/parquets                        Hugging Face layout: `image` struct with bytes, `problem`, `solution`
-    folder                                                   written by datasets.save_to_disk, or JSON beside its images
-    leonardPKU/clevr_cogen_a_train                           a hub id
-    clevr:0.5,geoqa:0.3,my.jsonl:0.2                         several sources by weight
+    scenes:clevr?rows=9600&objects=1-8          drawn while training (tasks/scenes.py)
+    geoqa, refcoco/testA, geoqa@/data/GEOQA     a published set by its name in tasks/adapters.py, or a copy
+    rows.jsonl, CLEVR_val_questions.json        records with image paths; CLEVR's own files as they are
+    train.parquet, folder/of/parquets           Hugging Face layout: `image` struct, `problem`, `solution`
+    folder                                      written by datasets.save_to_disk, or JSON beside its images
+    leonardPKU/clevr_cogen_a_train              a hub id
+    clevr:0.5,geoqa:0.3,my.jsonl:0.2            several sources by weight
 
-A row that cannot be used (broken image, no answer, prompt too long) raises BadRow; Stream skips, counts and names it.
+A row that is of no use (broken image, no answer, prompt too long) raises BadRow; Stream skips and counts it.
 A prompt is never cut: cutting image tokens breaks the model, cutting text changes the question.
 """
 
@@ -46,30 +50,46 @@ from tasks.adapters import (
     Adapter,
     bare,
     read_adapter,
-    read_box,
     read_copy,
     read_hub,
+    reference_box,
     split_names,
 )
 from tasks.grading import scale_box
 
-# One instruction per template. "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
+# One instruction per template; these are the legal values of the knob `template`, beside "auto".
+# "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
 TEMPLATES = {
     # R1-V's wording, two spaces included
-    "think": "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags.",
+    "think": (
+        "{problem}  Output the thinking process in <think> </think> "
+        "and final answer (number) in <answer> </answer> tags."
+    ),
     "direct": "{problem}  Output only the final answer (number) in <answer> </answer> tags.",
-    "box": "{problem}\nFirst output the thinking process in <think> </think> tags and then output the final answer in "
-    "<answer> </answer> tags. Output the final answer in JSON format.",
+    "box": (
+        "{problem}\n"
+        "First output the thinking process in <think> </think> tags "
+        "and then output the final answer in <answer> </answer> tags. "
+        "Output the final answer in JSON format."
+    ),
     "zero": "{problem}",  # the instruction is the system message below, as in R1-Zero: for text-only rows
     "bare": "{problem}",  # no instruction at all: what an untrained model makes of the question
     # R1-V's SuperCLEVR script: one space, and "First"
-    "superclevr": "{problem} First output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags.",
+    "superclevr": (
+        "{problem} First output the thinking process in <think> </think> "
+        "and final answer (number) in <answer> </answer> tags."
+    ),
     # MathVision, MathVerse, OlympiadBench, MMMU
-    "solve": "Solve the problem step by step. If it offers options, the answer is the letter of the right one.\n{problem}\n"
-    "Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags.",
+    "solve": (
+        "Solve the problem step by step. If it offers options, the answer is the letter of the right one.\n"
+        "{problem}\n"
+        "Output the thinking process in <think> </think> "
+        "and final answer (number) in <answer> </answer> tags."
+    ),
 }
 ZERO_SYSTEM = (
-    "A user asks a question and the assistant solves it. The assistant first reasons about the question and then gives the answer: "
+    "A user asks a question and the assistant solves it. "
+    "The assistant first reasons about the question and then gives the answer: "
     "the reasoning stands in <think> </think> tags and the answer in <answer> </answer> tags."
 )
 # Names under which published data sets keep the same thing, in the order of preference.
@@ -85,6 +105,8 @@ COLUMNS = {
     "reward_func": ("reward_func",),
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Images in one prompt. vLLM wants to know the limit when it starts, and it costs nothing to name a high one.
+MAX_IMAGES = 16
 
 
 class BadRow(Exception):
@@ -97,7 +119,10 @@ class BadRow(Exception):
 
 
 class SceneRecords:
-    """`rows` drawn scenes as records; scene i is the same for ever, so nothing has to be stored."""
+    """`rows` drawn scenes as records; scene i is the same for ever, so nothing has to be stored.
+
+    Raises ValueError for options that no scene can have.
+    """
 
     column_names = ("id", "images", "problem", "solution", "thinking", "task", "labels")
 
@@ -114,17 +139,21 @@ class SceneRecords:
         jitter: float = 0.0,
         first: int = 0,
     ):
+        # the options of a source arrive as text
+        self.split = split
+        self.rows = int(rows)
+        self.seed = int(seed)
+        self.family = family
+        self.first = int(first)
+        self.miss = float(miss)
+        self.jitter = float(jitter)
         low, _, high = objects.partition("-")
-        self.split, self.rows, self.seed, self.family, self.first = (
-            split,
-            int(rows),
-            int(seed),
-            family,
-            int(first),
-        )
-        self.miss, self.jitter = float(miss), float(jitter)
-        self.sample = {"layout": layout, "min_objects": int(low), "max_objects": int(high or low)}
-        self.sample["size"] = tuple(int(x) for x in size.split("x")) if size else None
+        self.sample = {
+            "layout": layout,
+            "min_objects": int(low),
+            "max_objects": int(high or low),
+            "size": tuple(int(side) for side in size.split("x")) if size else None,
+        }
         scenes.sample_scene(0, split=split, **self.sample)  # ValueError now rather than in mid-run
         if family not in scenes.FAMILIES:
             raise ValueError(f"family '{family}' is none of {', '.join(scenes.FAMILIES)}")
@@ -137,27 +166,24 @@ class SceneRecords:
         return scenes.sample_scene(self.seed * 1_000_000 + self.first + i, split=self.split, **self.sample)
 
     def __getitem__(self, i: int) -> dict:
-        scene, i = self.scene(i), self.first + i
+        number = self.first + i
+        row_id = f"{self.split}/{self.seed}/{number}"
+        scene = self.scene(i)
         try:
-            qa = scenes.ask(scene, i, self.family)
+            asked = scenes.ask(scene, number, self.family)
         except ValueError as error:  # no two objects to compare, for example
-            raise BadRow(f"row {self.split}/{self.seed}/{i}: {error}") from error
-        answer = qa["answer"]
+            raise BadRow(f"row {row_id}: {error}") from error
+        answer = asked["answer"]
         if self.miss and self.family == "count_all":
-            # the fallible teacher overlooks small objects; what it answers agrees with what it listed, not with the truth
+            # the teacher overlooks small objects: its answer agrees with its list, not with the truth
             answer = str(len(scenes.described_objects(scene, self.miss)))
         image = scenes.draw_scene(scene)
-        if self.jitter:  # brightness and white balance, each channel by up to +-jitter: an eye that knows one lamp only is no eye
-            light, rng = [], random.Random(f"jitter-{self.seed}-{i}")
-            brightness = rng.uniform(1 - self.jitter, 1 + self.jitter)
-            for channel in image.split():
-                gain = brightness * rng.uniform(1 - self.jitter / 2, 1 + self.jitter / 2)
-                light.append(channel.point([min(255, round(v * gain)) for v in range(256)]))
-            image = Image.merge("RGB", light)
+        if self.jitter:
+            image = change_light(image, self.jitter, random.Random(f"jitter-{self.seed}-{number}"))
         return {
-            "id": f"{self.split}/{self.seed}/{i}",
+            "id": row_id,
             "images": [image],
-            "problem": qa["question"],
+            "problem": asked["question"],
             "solution": answer,
             "thinking": scenes.describe_scene(scene, self.miss),
             "task": "count" if answer.isdigit() else "text",
@@ -165,8 +191,26 @@ class SceneRecords:
         }
 
 
+def change_light(image: Image.Image, jitter: float, rng: random.Random) -> Image.Image:
+    """The image under another lamp: brightness by up to +-jitter, each channel by up to half of that.
+
+    An eye that knows one lamp only is no eye.
+    """
+    brightness = rng.uniform(1 - jitter, 1 + jitter)
+    channels = []
+    for channel in image.split():
+        gain = brightness * rng.uniform(1 - jitter / 2, 1 + jitter / 2)
+        table = [min(255, round(value * gain)) for value in range(256)]
+        channels.append(channel.point(table))
+    return Image.merge("RGB", channels)
+
+
 class Rows:
-    """A sequence of rows over any sequence of raw records; row i is read, decoded and checked when it is asked for."""
+    """A sequence of rows over any sequence of raw records; row i is read and checked when it is asked for.
+
+    A field is taken from the column that the user has named, else from where the adapter of a published set
+    finds it, else from the first of its usual COLUMNS that the records have.
+    """
 
     def __init__(
         self,
@@ -179,117 +223,150 @@ class Rows:
         adapter: Adapter | None = None,
         roots: tuple = (),
     ):
-        self.records, self.name, self.task, self.folder = records, name, task, Path(folder)
-        self.adapter = adapter or Adapter("")
+        self.records = records
+        self.name = name
+        self.task = task
+        self.adapter = adapter or Adapter(get="")
+        self.folder = Path(folder)
         self.image_root = Path(image_root) if image_root else self.folder
-        self.roots = [Path(root, below) for root in (folder, *roots) for below in ("", "images")]
-        if image_root or not adapter:
-            self.roots = [self.image_root]
-        # A list of JSON records has the columns of all of them: the first row may be the one without an image.
-        first = getattr(records, "column_names", None) or list(
-            dict.fromkeys(key for record in records for key in record)
-        )
-        self.chosen = dict(pair.split("=", 1) for pair in columns.split(",") if pair)
-        if set(self.chosen) - set(COLUMNS):
-            raise SystemExit(
-                f"columns: {sorted(set(self.chosen) - set(COLUMNS))[0]} is none of {', '.join(COLUMNS)}"
-            )
-        for key, column in self.chosen.items():
-            if column not in first:
-                raise SystemExit(
-                    f"data: '{name}' has no column '{column}' (columns: {key}={column}); it has {', '.join(map(str, first))}"
-                )
-        self.columns = {
-            key: self.chosen.get(key) or next((c for c in names if c in first), None)
-            for key, names in COLUMNS.items()
-        }
-        self.count_scene = (
-            self.columns["problem"] is None and "objects" in first
-        )  # CLEVR's scene files: ask for the number of objects
-        given = self.adapter_fields(first)
-        for key in () if self.count_scene else ("problem", "solution"):
-            if self.columns[key] is None and key not in given:
-                raise SystemExit(
-                    f"data: '{name}' has no column for the {key} ({', '.join(COLUMNS[key])}); "
-                    f"it has {', '.join(map(str, first))}. Name it with --columns={key}=NAME"
-                )
+        self.roots = [self.image_root]  # folders that relative image paths may start from
+        if adapter and not image_root:
+            self.roots = []
+            for root in (folder, *roots):
+                self.roots += [Path(root), Path(root, "images")]
 
-    def adapter_fields(self, columns) -> set[str]:
-        """Fields that the adapter finds in the first good record. SystemExit if it looks for a column that the records do not have."""
-        for i in range(min(100, len(self.records)) if self.adapter.row else 0):
+        present = column_names(records)
+        self.chosen = self.chosen_columns(columns, present)
+        self.columns = {}  # field -> the column that holds it, or None
+        for field, usual in COLUMNS.items():
+            found = next((column for column in usual if column in present), None)
+            self.columns[field] = self.chosen.get(field) or found
+        # CLEVR's scene files hold no questions: ask for the number of objects
+        self.count_scene = self.columns["problem"] is None and "objects" in present
+        given = self.adapter_fields(present)
+        if not self.count_scene:
+            self.require_columns(given, present)
+
+    def chosen_columns(self, columns: str, present) -> dict[str, str]:
+        """{"solution": "label"} of "solution=label". SystemExit for an unknown field or a missing column."""
+        chosen = dict(pair.split("=", 1) for pair in columns.split(",") if pair)
+        unknown = set(chosen) - set(COLUMNS)
+        if unknown:
+            raise SystemExit(f"columns: {sorted(unknown)[0]} is none of {', '.join(COLUMNS)}")
+        for field, column in chosen.items():
+            if column not in present:
+                raise SystemExit(
+                    f"data: '{self.name}' has no column '{column}' (columns: {field}={column}); "
+                    f"it has {', '.join(map(str, present))}"
+                )
+        return chosen
+
+    def adapter_fields(self, present) -> set[str]:
+        """Fields that the adapter finds in the first good record.
+
+        SystemExit if it looks for a column that the records do not have.
+        """
+        if not self.adapter.row:
+            return set()
+        for i in range(min(100, len(self.records))):
             try:
                 return set(self.adapter.row(self.records[i]))
             except KeyError as error:
-                if error.args[0] not in columns:
+                if error.args[0] not in present:
                     raise SystemExit(
-                        f"data: '{self.name}' has no column '{error.args[0]}', so it is another data set than its adapter "
-                        f"expects ({self.adapter.get}); it has {', '.join(map(str, columns))}"
+                        f"data: '{self.name}' has no column '{error.args[0]}', "
+                        f"so it is another data set than its adapter expects ({self.adapter.get}); "
+                        f"it has {', '.join(map(str, present))}"
                     ) from error
             except (ValueError, TypeError, SyntaxError):
-                continue
+                continue  # a bad record says nothing about the columns: the next one may be good
         return set()
+
+    def require_columns(self, given: set[str], present) -> None:
+        """SystemExit if problem or solution has no column and is not `given` by the adapter either."""
+        for field in ("problem", "solution"):
+            if self.columns[field] is None and field not in given:
+                raise SystemExit(
+                    f"data: '{self.name}' has no column for the {field} ({', '.join(COLUMNS[field])}); "
+                    f"it has {', '.join(map(str, present))}. Name it with --columns={field}=NAME"
+                )
 
     def __len__(self):
         return len(self.records)
 
     def __getitem__(self, i: int) -> dict:
-        record = self.records[i]
-        get = {key: record.get(column) if column else None for key, column in self.columns.items()} | {
-            "template": None
-        }
-        if self.count_scene:
-            get |= {"problem": "How many items are there in the image?", "solution": len(record["objects"])}
-        row_id = str(get["id"]) if get["id"] is not None else f"{self.name}:{i}"
-        if self.adapter.row:
-            try:
-                get |= self.adapter.row(record) | {
-                    key: record.get(column) for key, column in self.chosen.items()
-                }
-            except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
-                kind = (
-                    "" if type(error) is ValueError else f"{type(error).__name__} "
-                )  # ValueErrors are the adapter's own words
-                raise BadRow(f"row {row_id}: {kind}{error}") from error
-            row_id = str(get["id"]) if get["id"] is not None else row_id
-        if get["problem"] in (None, ""):
+        fields = self.read_fields(i)
+        row_id = fields["id"]
+        if fields["problem"] in (None, ""):
             raise BadRow(f"row {row_id} has no problem")
-        solution = bare(
-            "" if get["solution"] is None else get["solution"]
-        )  # published sets store "<answer> 3 </answer>"
+        # published sets store "<answer> 3 </answer>"
+        solution = "" if fields["solution"] is None else bare(fields["solution"])
         if not solution:
             raise BadRow(f"row {row_id} has no answer")
+        task, template = self.task_and_template(fields)
         try:
-            own_parts(get["reward_func"])
+            own_parts(fields["reward_func"])
+            if task == "grounding":
+                solution = json.dumps(reference_box(solution))
         except ValueError as error:
             raise BadRow(f"row {row_id}: {error}") from error
-        task = get["task"] or (self.task if self.task != "auto" else self.adapter.task)
-        if task == "auto" and get["reward_func"] == "iou":
-            task, get["template"] = "grounding", get["template"] or "box"
-        if task == "grounding":
-            try:
-                solution = json.dumps(read_box(solution))
-            except ValueError as error:
-                raise BadRow(f"row {row_id}: {error}") from error
-        images = get["images"] if isinstance(get["images"], list | tuple) else [get["images"]]
-        images = [self.open_image(x, row_id) for x in images if x is not None and x != ""]
-        options = list(get["options"].values()) if isinstance(get["options"], dict) else get["options"]
-        options = [str(text) for text in options] if options and isinstance(options, list | tuple) else None
-        labels = get["labels"] if isinstance(get["labels"], dict) else {}
+        images = self.open_images(fields["images"], row_id)
+        options = option_texts(fields["options"])
         return {
             "id": row_id,
             "images": images,
-            "problem": with_options(str(get["problem"]), options),
+            "problem": with_options(str(fields["problem"]), options),
             "solution": solution,
             "task": task,
-            "thinking": get["thinking"] or None,
+            "thinking": fields["thinking"] or None,
             "options": options,
-            "labels": {k: str(v) for k, v in labels.items() if v is not None},
-            "template": get["template"] or self.adapter.template,
-            "reward_func": get["reward_func"] or None,
+            "labels": label_texts(fields["labels"]),
+            "template": template,
+            "reward_func": fields["reward_func"] or None,
         }
 
+    def read_fields(self, i: int) -> dict:
+        """The fields of row i as its record has them, unchecked; only the id is ready. Raises BadRow."""
+        record = self.records[i]
+        fields = {field: record.get(column) if column else None for field, column in self.columns.items()}
+        fields["template"] = None
+        if self.count_scene:
+            fields["problem"] = "How many items are there in the image?"
+            fields["solution"] = len(record["objects"])
+        row_id = f"{self.name}:{i}" if fields["id"] is None else str(fields["id"])
+        if self.adapter.row:
+            try:
+                fields |= self.adapter.row(record)
+            except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
+                # a plain ValueError is the adapter's own words, anything else needs its name to be understood
+                kind = "" if type(error) is ValueError else f"{type(error).__name__} "
+                raise BadRow(f"row {row_id}: {kind}{error}") from error
+            fields |= {field: record.get(column) for field, column in self.chosen.items()}
+            if fields["id"] is not None:
+                row_id = str(fields["id"])
+        fields["id"] = row_id
+        return fields
+
+    def task_and_template(self, fields: dict) -> tuple[str, str | None]:
+        """The verifier and the prompt of a row: its own, else those of the knob or the published set."""
+        task = fields["task"]
+        if not task:
+            task = self.adapter.task if self.task == "auto" else self.task
+        if task == "auto" and fields["reward_func"] == "iou":
+            return "grounding", fields["template"] or "box"
+        return task, fields["template"] or self.adapter.template
+
+    def open_images(self, sources, row_id: str) -> list[Image.Image]:
+        """The images of a row, whose record holds a list of them, a single one or none."""
+        if not isinstance(sources, list | tuple):
+            sources = [sources]
+        return [self.open_image(source, row_id) for source in sources if source is not None and source != ""]
+
     def open_image(self, source, row_id: str) -> Image.Image:
-        """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image. Raises BadRow naming what is wrong."""
+        """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image.
+
+        Raises BadRow naming what is wrong.
+        """
         try:
             if isinstance(source, Image.Image):
                 return source.convert("RGB")
@@ -297,55 +374,101 @@ class Rows:
                 source = source["bytes"] if source.get("bytes") is not None else source.get("path")
             if isinstance(source, bytes):
                 return Image.open(io.BytesIO(source)).convert("RGB")
-            # Published lists start their paths at a folder of their authors: without it, or the next one, the file may be here.
-            parts = Path(source).parts
-            tails = [Path(*parts[k:]) for k in range(len(parts) if self.adapter.get else 1)]
-            places = [root / tail for tail in tails for root in self.roots]
-            # CLEVR keeps scenes/, questions/ and images/<split>/ side by side and stores bare file names
-            for path in (*places, self.folder.parent / "images" / str(source).split("_")[-2:][0] / source):
-                if path.is_file():
-                    return Image.open(path).convert("RGB")
-            raise BadRow(
-                f"row {row_id}: image file {self.image_root / source} not found (--image_root is the folder the paths start from)"
-            )
+            path = self.find_image(source)
+            if path:
+                return Image.open(path).convert("RGB")
         except (
             OSError,
             UnidentifiedImageError,
             ValueError,
             TypeError,
-            SyntaxError,
+            SyntaxError,  # what Pillow raises on some broken PNGs
             Image.DecompressionBombError,
         ) as error:
-            # SyntaxError is what Pillow raises on some broken PNGs
             raise BadRow(f"row {row_id}: broken image ({type(error).__name__}: {str(error)[:80]})") from error
+        raise BadRow(
+            f"row {row_id}: image file {self.image_root / source} not found "
+            "(--image_root is the folder the paths start from)"
+        )
+
+    def find_image(self, source: str) -> Path | None:
+        """Where the image file of that path is, None if it is in no place that the path may mean."""
+        parts = Path(source).parts
+        # Published lists start their paths at a folder of their authors:
+        # without it, or without the next one, the file may be here.
+        starts = range(len(parts)) if self.adapter.get else [0]
+        tails = [Path(*parts[start:]) for start in starts]
+        places = [root / tail for tail in tails for root in self.roots]
+        # CLEVR keeps scenes/, questions/ and images/<split>/ side by side and stores bare file names:
+        # CLEVR_val_000017.png is of the split val.
+        words = str(source).split("_")
+        split = words[-2] if len(words) > 1 else words[0]
+        places.append(self.folder.parent / "images" / split / source)
+        return next((place for place in places if place.is_file()), None)
+
+
+def column_names(records):
+    """The columns of a table; of JSON records those of all, as the first may be the one without an image."""
+    named = getattr(records, "column_names", None)
+    return named or list(dict.fromkeys(itertools.chain.from_iterable(records)))
+
+
+def option_texts(options) -> list[str] | None:
+    """["cat", "dog"] of such a list or of {"A": "cat", "B": "dog"}; None if there are no options."""
+    if isinstance(options, dict):
+        options = list(options.values())
+    if not options or not isinstance(options, list | tuple):
+        return None
+    return [str(text) for text in options]
+
+
+def label_texts(labels) -> dict[str, str]:
+    """The labels that have a value, as texts."""
+    if not isinstance(labels, dict):
+        return {}
+    return {name: str(value) for name, value in labels.items() if value is not None}
 
 
 def with_options(problem: str, options: list[str] | None) -> str:
     """The problem with its choices below, unless they stand there already."""
-    if not options or re.search(r"(?:^|\s)\(?A\s?[:.)]\s*" + re.escape(options[0].strip()), problem):
+    if not options:
+        return problem
+    first_choice = r"(?:^|\s)\(?A\s?[:.)]\s*" + re.escape(options[0].strip())
+    if re.search(first_choice, problem):
         return problem
     return problem + "".join(f"\n({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+
+
+def seeded_order(items, seed: str, shuffle: bool) -> list:
+    """The items in an order that the seed alone decides; as they are if not `shuffle`."""
+    order = list(items)
+    if shuffle:
+        random.Random(seed).shuffle(order)
+    return order
 
 
 class Mixture:
     """Several sources by weight: Stream draws each in its share, and each runs through epochs of its own.
 
-    Draw number d of all ranks together belongs to a source by a schedule: blocks in which each source has exactly its share, in
-    seeded order. So after any number of draws the shares hold to within one block, and d alone says which row comes: the cursor is
-    still all there is to save. As a sequence a mixture is its sources one after the other; its length, by which Stream counts
-    epochs, is the number of their rows together, though a small source with a large weight comes round more often than that.
+    Draw number d of all ranks together belongs to a source by a schedule: blocks in which each source has
+    exactly its share, in seeded order. So after any number of draws the shares hold to within one block, and
+    d alone says which row comes: the cursor is still all there is to save.
+
+    As a sequence a mixture is its sources one after the other. Its length, by which Stream counts epochs, is
+    the number of their rows together, though a small source with a large weight comes round more often.
     """
 
     def __init__(self, name: str, sources: list[Rows], weights: list[float]):
-        self.name, self.sources = name, sources
-        shares = [w / sum(weights) for w in weights]
-        # the shortest block with whole numbers in it; shares finer than a thousandth are rounded
-        size = next(
-            (n for n in range(1, 1000) if all(abs(s * n - round(s * n)) < 1e-9 for s in shares)), 1000
-        )
-        self.counts = [max(1, round(s * size)) for s in shares]
+        self.name = name
+        self.sources = sources
+        # where each source starts in the sequence, and where the last one ends
         self.starts = list(itertools.accumulate(map(len, sources), initial=0))
-        self.block, self.orders = (None, []), {}
+        shares = [weight / sum(weights) for weight in weights]
+        size = block_size(shares)
+        self.counts = [max(1, round(share * size)) for share in shares]  # draws of each source in a block
+        # The orders in use, each a dict of one entry: what it depends on -> the order.
+        self.block_slots = {}
+        self.epoch_orders = [{} for _ in sources]
 
     def __len__(self):
         return self.starts[-1]
@@ -359,32 +482,52 @@ class Mixture:
     def row_of_draw(self, draw: int, seed: int, shuffle: bool) -> int:
         """Index of the row that draw number `draw` takes."""
         block, place = divmod(draw, sum(self.counts))
-        if self.block[0] != (block, seed, shuffle):
-            slots = [s for s, count in enumerate(self.counts) for _ in range(count)]
-            if shuffle:
-                random.Random(f"{seed}-block-{block}").shuffle(slots)
-            self.block = ((block, seed, shuffle), slots)
-        slots = self.block[1]
+        slots = self.slots_of_block(block, seed, shuffle)
         source = slots[place]
-        epoch, position = divmod(
-            block * self.counts[source] + slots[:place].count(source), len(self.sources[source])
-        )
-        if self.orders.get(source, (None,))[0] != (epoch, seed, shuffle):
-            order = list(range(len(self.sources[source])))
-            if shuffle:
-                random.Random(f"{seed}-{source}-{epoch}").shuffle(order)
-            self.orders[source] = ((epoch, seed, shuffle), order)
-        return self.starts[source] + self.orders[source][1][position]
+        draws_before = block * self.counts[source] + slots[:place].count(source)  # of this source
+        epoch, position = divmod(draws_before, len(self.sources[source]))
+        order = self.order_of_epoch(source, epoch, seed, shuffle)
+        return self.starts[source] + order[position]
+
+    def slots_of_block(self, block: int, seed: int, shuffle: bool) -> list[int]:
+        """The source of each draw of a block."""
+        key = (block, seed, shuffle)
+        slots = self.block_slots.get(key)
+        if slots is None:
+            slots = [source for source, count in enumerate(self.counts) for _ in range(count)]
+            slots = seeded_order(slots, f"{seed}-block-{block}", shuffle)
+            self.block_slots = {key: slots}
+        return slots
+
+    def order_of_epoch(self, source: int, epoch: int, seed: int, shuffle: bool) -> list[int]:
+        """The rows of a source in the order in which one of its epochs takes them."""
+        key = (epoch, seed, shuffle)
+        order = self.epoch_orders[source].get(key)
+        if order is None:
+            order = seeded_order(range(len(self.sources[source])), f"{seed}-{source}-{epoch}", shuffle)
+            self.epoch_orders[source] = {key: order}
+        return order
+
+
+def block_size(shares: list[float]) -> int:
+    """Length of the shortest block in which every share is a whole number of draws, 1,000 at most."""
+    for size in range(1, 1000):
+        draws = [share * size for share in shares]
+        if all(abs(number - round(number)) < 1e-9 for number in draws):
+            return size
+    return 1000
 
 
 def mixture_parts(spec: str) -> list[tuple[str, float]]:
     """[("clevr", 0.5), ("geoqa", 0.5)] of "clevr:0.5,geoqa:0.5"; [] of a single source.
 
-    A part ends in a colon and a number: other colons and commas belong to paths (C:\\rows.jsonl, a,b.jsonl) or to scenes:clevr?rows=9.
+    A part ends in a colon and a number: other colons and commas belong to paths (C:\\rows.jsonl, a,b.jsonl)
+    or to scenes:clevr?rows=9. Raises SystemExit if a weight is 0.
     """
     if not re.fullmatch(r".+:\d*\.?\d+", spec):
         return []
-    parts = [(name.strip(), float(weight)) for name, weight in re.findall(r"(.+?):(\d*\.?\d+)(?:,|$)", spec)]
+    found = re.findall(r"(.+?):(\d*\.?\d+)(?:,|$)", spec)
+    parts = [(name.strip(), float(weight)) for name, weight in found]
     if any(weight <= 0 for _, weight in parts):
         raise SystemExit(f"data: '{spec}' gives a source no weight; leave that source out")
     return parts
@@ -393,46 +536,78 @@ def mixture_parts(spec: str) -> list[tuple[str, float]]:
 def load_rows(
     spec: str, split: str = "train", columns: str = "", image_root: str = "", task: str = "auto"
 ) -> Rows | Mixture:
-    """The rows of a source (see the module's docstring). Raises SystemExit with one sentence if it is missing or empty.
+    """The rows of a source (see the module's docstring).
 
-    columns: "solution=label,problem=text" where the names are not among COLUMNS; image_root: folder that relative image
-    paths start from (default: the file's own); task: the task of rows that do not name one ("auto": by their solution).
-    A name of adapters.py comes before a file of that name (./geoqa is the file), a file before a hub id.
+    columns     "solution=label,problem=text" where the names are not among COLUMNS
+    image_root  folder that relative image paths start from; default: the file's own
+    task        the task of rows that do not name one; "auto": by their solution
+
+    A name of tasks/adapters.py comes before a file of that name (./geoqa is the file), a file before a hub
+    id. Raises SystemExit with one sentence if the source is missing or empty.
     """
-    if not Path(spec).exists() and (parts := mixture_parts(spec)):
+    parts = [] if Path(spec).exists() else mixture_parts(spec)
+    if parts:
         sources = [load_rows(part, split, columns, image_root, task) for part, _ in parts]
         return Mixture(spec, sources, [weight for _, weight in parts])
-    head, _, place = spec.partition("@")
-    name, _, own_split = (HUBS[head], "", "") if head in HUBS else head.partition("/")
-    path, folder, roots = Path(spec), Path("."), ()
-    adapter = None if own_split and path.exists() else ADAPTERS.get(name)
+
+    name, own_split, copy = published_set(spec)
+    adapter = ADAPTERS.get(name)
     if adapter:
-        copy = place or (spec if head in HUBS and path.exists() else "")
         splits = split_names(name, own_split or split)
         records, folder, roots = read_adapter(name, splits, copy)
-        name = (
-            f"{name}/{splits[0]}" if len(adapter.splits) > 1 else name
-        )  # its rows are called mmmu/validation:7 wherever the copy lies
-    elif spec.startswith("scenes:"):
-        name, _, query = spec[7:].partition("?")
-        try:
-            records = SceneRecords(name, **dict(parse_qsl(query, strict_parsing=bool(query))))
-        except (TypeError, ValueError, KeyError) as error:
-            example = "scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8"
-            raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: {example}") from error
-    elif path.exists():
-        records, folder = read_copy(path, [split])
-    elif spec.count("/") == 1 and not path.suffix and not spec.startswith("."):
-        records = read_hub(spec, [split])
+        # rows are called mmmu/validation:7 wherever the copy lies
+        label = f"{name}/{splits[0]}" if len(adapter.splits) > 1 else name
     else:
-        hint = "" if "," not in spec else "; several sources want weights, as in clevr:1,geoqa:1"
-        raise SystemExit(
-            f"data: '{spec}' does not exist; name a file, a folder, a hub id or scenes:<split>{hint}"
-        )
+        records, folder = read_source(spec, split)
+        roots = ()
+        label = spec if len(spec) < 40 else Path(spec).name
     if len(records) == 0:
         raise SystemExit(f"data: '{spec}' holds no rows")
-    label = name if adapter else spec if len(spec) < 40 else path.name
     return Rows(records, label, columns, image_root, str(folder), task, adapter, roots)
+
+
+def published_set(spec: str) -> tuple[str, str, str]:
+    """Name in ADAPTERS, split and local copy that a source names, "" for each that it does not.
+
+    "refcoco/testA" -> ("refcoco", "testA", ""), "geoqa@/data/GEOQA" -> ("geoqa", "", "/data/GEOQA"),
+    "MMMU/MMMU" -> ("mmmu", "", ""), "rows.jsonl" -> ("", "", "").
+    """
+    head, _, copy = spec.partition("@")
+    there = Path(spec).exists()
+    if head in HUBS:
+        if there and not copy:
+            copy = spec
+        return HUBS[head], "", copy
+    name, _, split = head.partition("/")
+    if name not in ADAPTERS or (split and there):  # clevr/rows.jsonl is a file
+        return "", "", ""
+    return name, split, copy
+
+
+def read_source(spec: str, split: str) -> tuple:
+    """(records, folder that relative image paths start from) of a source that is no published set."""
+    path = Path(spec)
+    if spec.startswith("scenes:"):
+        return scene_records(spec), Path(".")
+    if path.exists():
+        return read_copy(path, [split])
+    if spec.count("/") == 1 and not path.suffix and not spec.startswith("."):
+        return read_hub(spec, [split]), Path(".")
+    hint = "; several sources want weights, as in clevr:1,geoqa:1" if "," in spec else ""
+    raise SystemExit(
+        f"data: '{spec}' does not exist; name a file, a folder, a hub id or scenes:<split>{hint}"
+    )
+
+
+def scene_records(spec: str) -> SceneRecords:
+    """The records of "scenes:clevr?rows=1000&layout=grid"."""
+    split, _, query = spec.removeprefix("scenes:").partition("?")
+    try:
+        options = parse_qsl(query, strict_parsing=True) if query else []
+        return SceneRecords(split, **dict(options))
+    except (TypeError, ValueError, KeyError) as error:
+        example = "scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8"
+        raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: {example}") from error
 
 
 # -----------------------------------------------------------------------------
@@ -441,41 +616,52 @@ def load_rows(
 
 
 def build_prompt(row: dict, template: str = "auto") -> list[dict]:
-    """Chat messages of a row, images before text. `template` is a key of TEMPLATES; "auto": the row's own, else "think"."""
+    """Chat messages of a row, images before text.
+
+    `template` is a key of TEMPLATES; "auto": the row's own, else "think".
+    """
     if template == "auto":
         template = row.get("template") or "think"
     if template not in TEMPLATES:
         raise SystemExit(f"template: '{template}' is none of auto, {', '.join(TEMPLATES)}")
     text = TEMPLATES[template].format(problem=row["problem"])
-    if row["task"] not in ("count", "math") and not (
-        row["task"] == "auto" and re.fullmatch(r"[-\d.,]+", row["solution"])
-    ):
+    if not wants_number(row):
         text = text.replace("final answer (number)", "final answer")
-    user = {
-        "role": "user",
-        "content": [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": text}],
-    }
-    return [{"role": "system", "content": ZERO_SYSTEM}, user] if template == "zero" else [user]
+    content = [{"type": "image"} for _ in row["images"]]
+    content.append({"type": "text", "text": text})
+    messages = [{"role": "user", "content": content}]
+    if template == "zero":
+        messages.insert(0, {"role": "system", "content": ZERO_SYSTEM})
+    return messages
+
+
+def wants_number(row: dict) -> bool:
+    """Is the answer a number, by the task or, where it is "auto", by the look of the solution?"""
+    if row["task"] == "auto":
+        return re.fullmatch(r"[-\d.,]+", row["solution"]) is not None
+    return row["task"] in ("count", "math")
 
 
 def fit_image(image: Image.Image, factor: int, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The image in Qwen's frame: sides multiples of `factor` (28 px = one visual token), area within the limits, aspect kept.
+    """The image in Qwen's frame: sides multiples of `factor`, area within the limits, aspect kept.
 
-    Done once, here, so that vLLM and the trainer see the same pixels whatever limits their processors carry.
+    `factor` is the side of one visual token, 28 pixels in Qwen2-VL. Done once, here, so that vLLM and the
+    trainer see the same pixels whatever limits their processors carry. Raises ValueError if one side is more
+    than 200 times the other.
     """
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, factor, min_pixels, max_pixels)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-MAX_IMAGES = (
-    16  # per prompt; vLLM wants to know the limit when it starts, and it costs nothing to name a high one
-)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def processor_limits(processor, max_pixels: int) -> dict:
-    """Size limits under which neither transformers' processor nor vLLM's resizes what fit_image has resized: any multiple will do."""
+    """Size limits under which neither transformers' processor nor vLLM's resizes what fit_image has resized.
+
+    Any multiple will do.
+    """
     factor = processor.image_processor.patch_size * processor.image_processor.merge_size
     return {"shortest_edge": factor**2, "longest_edge": max(max_pixels, factor**2)}
 
@@ -483,9 +669,10 @@ def processor_limits(processor, max_pixels: int) -> dict:
 def choose_box_frame(
     box_frame: str, processor, original: tuple[int, int], resized: tuple[int, int]
 ) -> tuple[int, int]:
-    """Width and height of the frame in which a policy writes boxes: "resized" image, a "thousand" by a thousand, "original" image.
+    """Width and height of the frame in which a policy writes boxes.
 
-    "auto": what the family has learned. Qwen2.5-VL writes pixels of the image that it sees, Qwen2-VL and Qwen3-VL thousandths.
+    The "resized" image, a "thousand" by a thousand, the "original" image, or "auto": what the family has
+    learned. Qwen2.5-VL writes pixels of the image that it sees, Qwen2-VL and Qwen3-VL thousandths.
     """
     if box_frame == "auto":
         box_frame = "resized" if "2_5" in type(processor).__name__ else "thousand"
@@ -504,42 +691,48 @@ def encode_prompt(
     max_pixels: int = 401408,
     box_frame: str = "auto",
 ) -> dict:
-    """What the samplers and the trainer need of one row: a prompt.
+    """What the samplers and the trainer need of one row: a prompt, as a dict.
 
-    Returns {"row" (with its images resized; "image_size", which the first of them had before that, and "box_frame", both (width,
-    height)), "token_ids" (one placeholder per image: vLLM expands it itself), "input_ids" (expanded), "pixel_values" (patches, values)
-    or None, "image_grid_thw" (images, 3) or None}.
-    Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included), has more than MAX_IMAGES images or one
-    that cannot be resized.
+    row             the row with its images resized; "image_size", which the first of them had before that,
+                    and "box_frame", both (width, height)
+    token_ids       one placeholder per image: vLLM expands it itself
+    input_ids       expanded: one placeholder per visual token
+    pixel_values    (patches, values), or None without images
+    image_grid_thw  (images, 3): patches of each image in time, height and width, or None
+
+    Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included), has more than
+    MAX_IMAGES images or one that cannot be resized.
     """
-    ip, tokenizer = processor.image_processor, processor.tokenizer
-    text = processor.apply_chat_template(
-        build_prompt(row, template), tokenize=False, add_generation_prompt=True
-    )
+    tokenizer, image_processor = processor.tokenizer, processor.image_processor
+    messages = build_prompt(row, template)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     placeholder = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    if token_ids.count(placeholder) != len(row["images"]):
+    images = list(row["images"])
+    if token_ids.count(placeholder) != len(images):
         raise BadRow(f"row {row['id']}: the text of the problem contains an image placeholder token")
-    pixels = grid = None
-    input_ids, row = token_ids, row | {"images": list(row["images"])}
-    if len(row["images"]) > MAX_IMAGES:
-        raise BadRow(f"row {row['id']}: {len(row['images'])} images, more than {MAX_IMAGES}")
-    if row["images"]:
-        row["image_size"] = row["images"][0].size
+    if len(images) > MAX_IMAGES:
+        raise BadRow(f"row {row['id']}: {len(images)} images, more than {MAX_IMAGES}")
+
+    row = row | {"images": images}  # a copy: the caller's row is left alone
+    input_ids, pixels, grid = token_ids, None, None
+    if images:
+        factor = image_processor.patch_size * image_processor.merge_size
         try:
-            row["images"] = [
-                fit_image(im, ip.patch_size * ip.merge_size, min_pixels, max_pixels) for im in row["images"]
-            ]
-        except ValueError as error:  # aspect ratio over 200
+            row["images"] = [fit_image(image, factor, min_pixels, max_pixels) for image in images]
+        except ValueError as error:
             raise BadRow(f"row {row['id']}: {error}") from error
-        row["box_frame"] = choose_box_frame(box_frame, processor, row["image_size"], row["images"][0].size)
-        done = ip(images=row["images"], size=processor_limits(processor, max_pixels), return_tensors="pt")
+        row["image_size"] = images[0].size
+        row["box_frame"] = choose_box_frame(box_frame, processor, images[0].size, row["images"][0].size)
+        limits = processor_limits(processor, max_pixels)
+        done = image_processor(images=row["images"], size=limits, return_tensors="pt")
         pixels, grid = done["pixel_values"], done["image_grid_thw"]
-        counts = iter((grid.prod(-1) // ip.merge_size**2).tolist())  # visual tokens of each image
-        input_ids = [i for t in token_ids for i in ([t] * next(counts) if t == placeholder else [t])]
+        visual_tokens = grid.prod(-1) // image_processor.merge_size**2  # (images,)
+        input_ids = expand_placeholders(token_ids, placeholder, visual_tokens.tolist())
     if len(input_ids) > max_prompt_length:
         raise BadRow(
-            f"row {row['id']}: prompt of {len(input_ids)} tokens, more than max_prompt_length={max_prompt_length}"
+            f"row {row['id']}: prompt of {len(input_ids)} tokens, "
+            f"more than max_prompt_length={max_prompt_length}"
         )
     return {
         "row": row,
@@ -550,25 +743,38 @@ def encode_prompt(
     }
 
 
+def expand_placeholders(token_ids: list[int], placeholder: int, counts: list[int]) -> list[int]:
+    """The tokens with the placeholder of image k repeated counts[k] times."""
+    counts = iter(counts)
+    expanded = []
+    for token in token_ids:
+        repeats = next(counts) if token == placeholder else 1
+        expanded += [token] * repeats
+    return expanded
+
+
 def thumbnail(image: Image.Image, side: int = 160) -> str:
-    """The image, at most `side` pixels wide and high, as a JPEG data URI: logs carry it, web pages show it."""
-    small, buffer = image.copy(), io.BytesIO()
+    """The image, at most `side` pixels wide and high, as a JPEG data URI for logs and web pages."""
+    small = image.copy()
     small.thumbnail((side, side))
+    buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def target_text(row: dict, target: str = "cot") -> str:
-    """What SFT imitates: `cot` = thinking and answer, `answer` = the answer alone. Raises BadRow if the thinking is missing.
+    """What SFT imitates: `cot` = thinking and answer, `answer` = the answer alone.
 
     A box is written in the frame of the policy, so give the row of the encoded prompt, which knows it.
+    Raises BadRow if the thinking is missing.
     """
-    answer = f"<answer> {row['solution']} </answer>"
+    answer = row["solution"]
     if row.get("task") == "grounding":
         box = json.loads(row["solution"])
         if row.get("box_frame"):
             box = [round(x) for x in scale_box(box, row["image_size"], row["box_frame"])]
-        answer = f"<answer> {json.dumps({'bbox_2d': box})} </answer>"
+        answer = json.dumps({"bbox_2d": box})
+    answer = f"<answer> {answer} </answer>"
     if target == "answer":
         return answer
     if not row["thinking"]:
@@ -576,14 +782,18 @@ def target_text(row: dict, target: str = "cot") -> str:
             f"row {row['id']} has no thinking to imitate (set --target=answer to train on answers alone)"
         )
     thinking = row["thinking"].strip()
-    return f"{thinking if thinking.startswith('<think>') else f'<think> {thinking} </think>'} {answer}"
+    if not thinking.startswith("<think>"):
+        thinking = f"<think> {thinking} </think>"
+    return f"{thinking} {answer}"
 
 
 def reader_threads() -> ThreadPoolExecutor:
-    """Threads that read, decode and encode rows: Pillow and torch let each other run, so images need no further processes."""
-    share = (os.cpu_count() or 1) // int(
-        os.environ.get("LOCAL_WORLD_SIZE", 1)
-    )  # the other ranks of this machine want theirs
+    """Threads that read, decode and encode rows.
+
+    Pillow and torch let each other run, so images need no further processes.
+    """
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the others of this machine want their share
+    share = (os.cpu_count() or 1) // ranks_here
     return ThreadPoolExecutor(max(1, min(8, share)))
 
 
@@ -598,8 +808,9 @@ def try_encode(rows, encode, index: int):
 class Stream:
     """Endless prompts of one rank, in a seeded order: every epoch a new permutation, strided over the ranks.
 
-    `take(n)` gives the next n usable prompts and prepares the n after them in threads while the GPU works. `cursor`
-    (rows looked at so far by this rank) is all there is to save: the same cursor gives the same next prompts.
+    `take(n)` gives the next n usable prompts and prepares the n after them in threads while the GPU works.
+    `cursor` (rows looked at so far by this rank) is all there is to save: the same cursor gives the same next
+    prompts.
     """
 
     def __init__(
@@ -616,50 +827,49 @@ class Stream:
             raise SystemExit(
                 f"data: {len(rows)} rows for {world} processes; every process needs at least one"
             )
-        self.rows, self.encode, self.seed, self.rank, self.world, self.shuffle, self.say = (
-            rows,
-            encode,
-            seed,
-            rank,
-            world,
-            shuffle,
-            say,
-        )
-        self.per_epoch = (
-            len(rows) // world
-        )  # of this rank; a rest of less than `world` rows is left for other epochs
-        self.cursor, self.skipped = 0, 0
-        self.order, self.pending, self.worker, self.readers = (
-            (-1, []),
-            (None, None),
-            ThreadPoolExecutor(1),
-            reader_threads(),
-        )
+        self.rows = rows
+        self.encode = encode
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.shuffle = shuffle
+        self.say = say
+        # rows of this rank in an epoch; a rest of less than `world` rows is left for other epochs
+        self.per_epoch = len(rows) // world
+        self.cursor = 0
+        self.skipped = 0
+        self.order = []  # of the rows, in the epoch that the last row was of
+        self.order_epoch = -1
+        self.pending = None  # the future of the prompts that are being prepared
+        self.pending_for = None  # the (cursor, n) that they are for
+        self.worker = ThreadPoolExecutor(1)
+        self.readers = reader_threads()
 
     @property
     def epoch(self) -> float:
         return self.cursor / self.per_epoch
 
     def row_index(self, position: int) -> int:
+        """Index of the row that this rank looks at as its number `position`."""
         if isinstance(self.rows, Mixture):
             return self.rows.row_of_draw(position * self.world + self.rank, self.seed, self.shuffle)
         epoch, place = divmod(position, self.per_epoch)
-        if self.order[0] != epoch:
-            order = list(range(len(self.rows)))
-            if self.shuffle:
-                random.Random(f"{self.seed}-{epoch}").shuffle(order)
-            self.order = (epoch, order)
-        return self.order[1][place * self.world + self.rank]
+        if self.order_epoch != epoch:
+            self.order = seeded_order(range(len(self.rows)), f"{self.seed}-{epoch}", self.shuffle)
+            self.order_epoch = epoch
+        return self.order[place * self.world + self.rank]
 
     def collect(self, cursor: int, n: int) -> tuple[list[dict], int, list[str]]:
-        prompts, problems, bad_run = [], [], 0
+        """n usable prompts from `cursor` on, the cursor behind them, and why other rows were skipped."""
+        prompts, problems = [], []
+        bad_run = 0
         while len(prompts) < n:
-            # never more rows than prompts are missing: so the cursor stands behind the last row that was needed
-            indices = [self.row_index(cursor + k) for k in range(n - len(prompts))]
-            cursor += len(indices)
-            for done in list(
-                self.readers.map(lambda index: try_encode(self.rows, self.encode, index), indices)
-            ):
+            # never more rows than prompts are missing: so the cursor stands behind the last row needed
+            missing = n - len(prompts)
+            indices = [self.row_index(cursor + k) for k in range(missing)]
+            cursor += missing
+            encoded = self.readers.map(lambda index: try_encode(self.rows, self.encode, index), indices)
+            for done in list(encoded):
                 if not isinstance(done, BadRow):
                     prompts.append(done)
                     bad_run = 0
@@ -672,37 +882,42 @@ class Stream:
                     ) from done
         return prompts, cursor, problems
 
+    def prepare(self, n: int) -> None:
+        """Start to collect the next n prompts."""
+        self.pending_for = (self.cursor, n)
+        self.pending = self.worker.submit(self.collect, self.cursor, n)
+
     def take(self, n: int) -> list[dict]:
-        """The next n prompts. Raises SystemExit if a whole epoch (or 1,000 rows on end) holds none that can be used."""
-        prepared_for, future = self.pending
-        if prepared_for != (self.cursor, n):
-            future = self.worker.submit(self.collect, self.cursor, n)
-        prompts, self.cursor, problems = future.result()
+        """The next n prompts.
+
+        Raises SystemExit if a whole epoch (or 1,000 rows on end) holds none that can be used.
+        """
+        if self.pending_for != (self.cursor, n):  # the first call, another n, or a cursor from a checkpoint
+            self.prepare(n)
+        prompts, self.cursor, problems = self.pending.result()
         for problem in problems:
-            if (
-                self.skipped < 5 or self.skipped % 1000 == 0
-            ):  # name the first ones; the count is in every log line
+            # name the first ones; the count is in every log line
+            if self.skipped < 5 or self.skipped % 1000 == 0:
                 self.say(f"data: skipped (number {self.skipped + 1}): {problem}")
             self.skipped += 1
-        self.pending = (self.cursor, n), self.worker.submit(self.collect, self.cursor, n)
+        self.prepare(n)
         return prompts
 
 
 def take_all(
     rows: Rows, encode, rank: int, world: int, first: int, last: int, say=print
 ) -> tuple[list[tuple[int, dict]], int]:
-    """Evaluation: this rank's share of rows first:last in order, as [(index, prompt)], and how many could not be used."""
-    prompts, skipped, indices = [], 0, range(first + rank, last, world)
+    """Evaluation: this rank's share of rows first:last in order, and how many of them could not be used.
+
+    The prompts come as [(index of the row, prompt)].
+    """
+    prompts, skipped = [], 0
+    indices = range(first + rank, last, world)
     with reader_threads() as readers:
         encoded = readers.map(lambda index: try_encode(rows, encode, index), indices)
-        for index, done in tqdm(
-            zip(indices, encoded, strict=True),
-            desc="read rows",
-            disable=rank > 0,
-            delay=2,
-            leave=False,
-            total=len(indices),
-        ):
+        pairs = zip(indices, encoded, strict=True)
+        bar = tqdm(pairs, desc="read rows", total=len(indices), delay=2, leave=False, disable=rank > 0)
+        for index, done in bar:
             if isinstance(done, BadRow):
                 skipped += 1
                 say(f"data: skipped: {done}")
@@ -712,16 +927,20 @@ def take_all(
 
 
 def tiny_corpus() -> list[str]:
-    """Text that the tiny model's tokenizer is trained on: the prompts, and the words of the scenes. Frequent words become one token."""
+    """Text that the tiny model's tokenizer is trained on: the prompts, and the words of the scenes.
+
+    Frequent words become one token.
+    """
     question = {"problem": "How many items are there in the image?", "images": [], "task": "count"}
-    lines = [
-        build_prompt(question, template)[0]["content"][0]["text"]
-        for template in ("think", "direct")
-        for _ in range(10)
-    ]
+    lines = []
+    for template in ("think", "direct"):
+        prompt = build_prompt(question, template)[0]["content"][0]["text"]
+        lines += [prompt] * 10
     for split in ("clevr", "cogent_b", "superclevr"):
         for i in range(60):
             scene = scenes.sample_scene(i, split=split, layout="grid", min_objects=1, max_objects=8)
-            row = {"id": "", "solution": str(len(scene["objects"])), "thinking": scenes.describe_scene(scene)}
+            count = str(len(scene["objects"]))
+            row = {"id": "", "solution": count, "thinking": scenes.describe_scene(scene)}
             lines += [target_text(row), "system\nYou are a helpful assistant.\nuser\nassistant\n"]
-    return lines + [f" {n} {n}" for n in range(21)]
+    lines += [f" {number} {number}" for number in range(21)]
+    return lines

@@ -1,34 +1,44 @@
 """Evaluate checkpoints on benchmarks, or on any file, folder, hub id or drawn scenes that data.py reads.
 
-The scorer is rewards.py, the same that paid the policy during training. Every question, output, extracted answer and
-verdict goes into one JSON per source and into one page for the browser, so a number can be checked by reading.
+The scorer is rewards.py, the same that paid the policy during training. Every question, output, extracted
+answer and verdict goes into one JSON per source and into one page for the browser, so a number can be checked
+by reading.
 
-    python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000160                    # in and out of distribution
-    python eval.py --model=out/grpo/step-000100 --data_source=my.jsonl --template=direct     # own rows, answer-only prompt
-    torchrun --nproc_per_node=8 eval.py configs/eval.py --model=...                          # benchmarks, data parallel over 8 GPUs
-    python eval.py --model=BASE,TRAINED --bench=superclevr200,mmmu --out_dir=out/forgetting  # what was learnt, what was lost
+    # in and out of distribution
+    python eval.py configs/tiny_eval.py --model=out/tiny_grpo/step-000160
+    # own rows, answer-only prompt
+    python eval.py --model=out/grpo/step-000100 --data_source=my.jsonl --template=direct
+    # benchmarks, data parallel over 8 GPUs
+    torchrun --nproc_per_node=8 eval.py configs/eval.py --model=...
+    # what was learnt, what was lost
+    python eval.py --model=BASE,TRAINED --bench=superclevr200,mmmu --out_dir=out/forgetting
 
 Two modes need no model and start at once:
 
-    python eval.py --regrade=out/old.json                       # outputs of R1-V, OpenV-R1 or ours, graded again
-    python eval.py --compare=a/superclevr200.json,b/superclevr200.json     # which rows flipped, and is it more than chance?
+    # outputs of R1-V, OpenV-R1 or ours, graded again
+    python eval.py --regrade=out/old.json
+    # which rows flipped, and is it more than chance?
+    python eval.py --compare=a/superclevr200.json,b/superclevr200.json
 
 Reported per source, over n rows (k samples each; a row counts with the mean over its samples):
   accuracy   strict: the last <answer> tag is right, as in training; with its 95 % Wilson interval
-  lenient    a right answer in a \\boxed{} or a plain final statement counts too: tells missing tags from wrong answers
-  published  by the rule of the benchmark's original script (benchmarks.py): for comparison with published numbers
+  lenient    a right \\boxed{} or plain final statement counts too: tells missing tags from wrong answers
+  published  by the original script's rule (tasks/benchmarks.py): for comparison with published numbers
   format     <think>...</think> <answer>...</answer> and nothing else
   length     response tokens
   maj@k, pass@k   the most frequent answer of k samples is right; at least one of k is (strict both)
 
-Files in out_dir per source: NAME.json (ours), NAME.seed.json (R1-V's layout), and eval.html for all. Finished batches are kept in
-NAME.part-RANK.jsonl: the same command goes on where a killed one was, also with another number of processes.
+Files in out_dir per source: NAME.json (ours), NAME.seed.json (R1-V's layout), and eval.html for all. Finished
+batches are kept in NAME.part-RANK.jsonl: the same command goes on where a killed one was, also with another
+number of processes.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import report
 import results
@@ -36,29 +46,31 @@ import rewards
 from configurator import configure
 from tasks import benchmarks
 
+# common, data, qwen and sampling are imported below: they bring torch, and two modes do without
+
 # fmt: off
 # -----------------------------------------------------------------------------
 # default config: greedy, each benchmark's own prompt; override with  eval.py configs/x.py --key=value
 # policy
-model = ""                # checkpoint folder or hub id; several with commas: a table of what each gained and lost against the first
+model = ""                # checkpoint folder or hub id; several with commas: compared with the first
 dtype = "bfloat16"        # 'float32' on CPUs
 attn = "auto"             # only for --backend=hf
 backend = "vllm"          # 'vllm' or 'hf' (the transformers model alone)
 # data
-bench = ""                # names from benchmarks.py, 'superclevr200,mmmu'; 'name@folder' for a local copy
+bench = ""                # names in tasks/benchmarks.py, 'superclevr200,mmmu'; 'name@folder': a local copy
 data_source = ""          # or one source, see data.py; its results are called 'eval'
 sources = {"": ""}        # or several, {"name": "source"}
 data_split = "test"       # of sources; benchmarks have their own
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
-task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'grounding', 'text' or 'auto'
-template = "auto"         # prompt: 'auto' (the benchmark's or data set's own, else 'think'), 'think', 'direct' (answer only), 'box', ...
+task = "auto"             # of rows without one: 'count', 'choice', 'math', 'grounding', 'text' or 'auto'
+template = "auto"         # prompt: the data set's own, else 'think'; or 'direct' (answer only), 'box', ...
 limit = 0                 # the first so many rows of each source; 0 = all
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped and counted
 max_completion_length = 0 # 0 = the benchmark's own; 256 for other sources
 min_pixels = 3136         # 4 visual tokens; images are resized to areas between these two
 max_pixels = 401408       # 512 visual tokens
-box_frame = "auto"        # in which it writes boxes: 'resized' or 'original' image, 'thousand' (by a thousand); auto: its family's
+box_frame = "auto"        # of coordinates: 'auto' (the policy's own), 'resized', 'thousand', 'original'
 # sampling
 samples = 1               # k, completions per row
 temperature = 0.0         # 0 = greedy
@@ -69,7 +81,7 @@ batch_rows = 512          # rows handed to the engine, and written, at a time
 score_workers = 4         # processes that score beside each sampling one; 0 = in the same
 vllm_gpu_memory = 0.85    # share of each GPU for vLLM
 # output
-out_dir = ""              # default: eval/ inside the checkpoint folder; with several models a folder for each in here
+out_dir = ""              # default: eval/ in the checkpoint folder; several models: a folder for each in here
 resume = True             # go on with what is in out_dir; False starts over
 show_categories = False   # print accuracy by category, too (it always is in the JSON and on the page)
 page_rows = 500           # rows of each source on the page, images included; 0 = no page
@@ -80,304 +92,396 @@ metric = "accuracy"       # for compare: 'accuracy', 'lenient' or 'published'
 # -----------------------------------------------------------------------------
 # fmt: on
 
+# knobs that decide what a row's outputs are: results that were made with others are not gone on with
+FIXED = ("dtype", "backend", "template", "max_prompt_length", "min_pixels", "max_pixels", "box_frame")
+FIXED += ("samples", "temperature", "top_p", "top_k", "seed", "columns", "image_root", "task")
+
+# -----------------------------------------------------------------------------
+# without a model
+# -----------------------------------------------------------------------------
+
+
+def regrade_files() -> None:
+    """Grade the files of --regrade again, each with a page of its own."""
+    for name in regrade.split(","):
+        if not name:
+            continue
+        path = Path(name)
+        folder = Path(out_dir) if out_dir else path.parent
+        record = results.regrade(path, folder, task, published_rule(path))
+        page = folder / f"{path.stem}.regraded.html"
+        report.eval_page(page, str(path), "graded again", {"": {path.stem: record}}, {}, page_rows)
+
+
+def compare_files() -> None:
+    """Print how the two files of --compare differ; with out_dir, compare.json there names all rows."""
+    paths = [Path(name) for name in compare.split(",")]
+    if len(paths) != 2:
+        raise SystemExit(f"compare: {len(paths)} file(s); name two, as in --compare=before.json,after.json")
+    graded = [results.read_graded(path, task, published_rule(path), metric) for path in paths]
+    found = results.compare(graded[0], graded[1], metric)
+    results.print_comparison(found, paths)
+    if out_dir:
+        results.write(Path(out_dir, "compare.json"), json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def published_rule(path: Path) -> Callable | None:
+    """The rule of the benchmark that --bench names, or the file: mmmu.json. None if neither does."""
+    names = list(benchmarks.choose(bench)) or [path.stem]
+    benchmark = benchmarks.BENCHMARKS.get(names[0])
+    return benchmark.rule if benchmark else None
+
+
+# -----------------------------------------------------------------------------
+# sources
+# -----------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    spec: str  # as data.load_rows takes it
+    rows: Sequence[dict]
+    total: int  # the first so many are evaluated
+    tokens: int  # limit on a completion
+    rule: Callable | None  # the published one, if it is a benchmark that has one
+
+
+def choose_sources() -> dict[str, str]:
+    """{name: spec} of the knobs bench, sources and data_source."""
+    chosen = benchmarks.choose(bench)
+    for name, spec in sources.items():
+        if spec:
+            chosen[name] = spec
+    if data_source:
+        chosen["eval"] = data_source
+    return chosen
+
+
+def load_sources(chosen: dict[str, str]) -> dict[str, Source]:
+    """{name: Source}. SystemExit if some cannot be read, naming all of them.
+
+    Nobody wants to learn of the second missing download after the first.
+    """
+    loaded = {}
+    missing = []
+    for name, spec in chosen.items():
+        benchmark = benchmarks.BENCHMARKS.get(name)  # None for a source that is no benchmark
+        split, tokens, rule = data_split, 256, None
+        if benchmark:
+            split, tokens, rule = benchmark.split, benchmark.tokens, benchmark.rule
+        try:
+            rows = data.load_rows(spec, split, columns, image_root, task)
+        except SystemExit as problem:
+            missing.append(str(problem))
+            continue
+        total = min(len(rows), limit or len(rows))
+        loaded[name] = Source(spec, rows, total, max_completion_length or tokens, rule)
+    if missing:
+        raise SystemExit("\n".join(missing))
+    return loaded
+
+
+# -----------------------------------------------------------------------------
+# policy
+# -----------------------------------------------------------------------------
+
+
+def start_policy(path: str, processor, longest: int, device, say):
+    """The weights of a checkpoint in a model, or in a vLLM engine for `longest` tokens, prompt included."""
+    if backend == "hf":
+        return qwen.load_model(path, dtype, attn, device, say)
+    limits = data.processor_limits(processor, max_pixels)
+    settings = {"gpu_memory": vllm_gpu_memory, "seed": seed, "cuda": device.type == "cuda"}
+    return sampling.start_vllm(path, dtype, longest, data.MAX_IMAGES, limits, **settings)
+
+
+def take_weights(engine, path: str, before: str, say) -> None:
+    """Give vLLM, started once with checkpoint `before`, the weights of the next, as in training."""
+    if model_shape(path) != model_shape(before):
+        raise SystemExit(
+            f"model: '{path}' is of another size or family than '{before}', so one vLLM engine cannot take "
+            f"both in turn; what is done is kept: run the same command again, and it goes on with '{path}'"
+        )
+    net = qwen.load_model(path, dtype, say=say)
+    sampling.sync_weights(engine, net.named_parameters(remove_duplicate=False))
+
+
+def model_shape(path: str) -> tuple:
+    text = AutoConfig.from_pretrained(path).get_text_config()
+    sizes = (text.hidden_size, text.num_hidden_layers, text.intermediate_size, text.vocab_size)
+    return (text.model_type, *sizes)
+
+
+def sampler_settings(path: str, processor, rank: int) -> dict:
+    """What the rollout of a checkpoint needs beside prompts, seeds and temperature."""
+    return {
+        "top_p": top_p,
+        "top_k": top_k,
+        "banned": qwen.banned_ids(AutoConfig.from_pretrained(path), processor),
+        "end": qwen.end_ids(processor),
+        "progress": rank == 0,
+    }
+
+
+# -----------------------------------------------------------------------------
+# one checkpoint on one source
+# -----------------------------------------------------------------------------
+
+
+def earlier_results(folder: Path, name: str, knobs: dict, rank: int) -> dict[int, dict]:
+    """{index: entry} of what earlier runs have finished, none of it with resume=False. ALL RANKS."""
+    if not resume and rank == 0:
+        results.forget(folder, name)
+    common.all_gather(None)  # nobody reads before that
+    done = results.read_progress(folder, name, knobs)
+    common.all_gather(None)  # nobody writes before all have read
+    return done
+
+
+def answer_rows(
+    policy, source: Source, indices: list[int], processor, settings: dict, scorer, reader, progress
+) -> dict[int, dict]:
+    """{index: graded entry, or {"index", "skipped": reason}} of these rows; `settings`: of the sampler."""
+    answered = {}
+    for batch in prompt_batches(source.rows, indices, processor, reader):
+        prompts = {}
+        skipped = {}
+        for index, prompt, reason in batch:
+            if prompt:
+                prompts[index] = prompt
+            else:
+                skipped[index] = reason
+        entries = generate(policy, source, prompts, processor.tokenizer, settings)
+        finished, failed = grade_entries(entries, source.rule, scorer)
+        for index, reason in (skipped | failed).items():
+            print(f"data: skipped: {reason}")
+            finished.append({"index": index, "skipped": reason})
+        progress.add(finished)
+        for entry in finished:
+            answered[entry["index"]] = entry
+    return answered
+
+
+def prompt_batches(rows: Sequence[dict], indices: list[int], processor, reader) -> Iterator[list[tuple]]:
+    """What read_prompt gives, batch_rows at a time; the next images are decoded while a batch is answered."""
+    batches = [indices[start : start + batch_rows] for start in range(0, len(indices), batch_rows)]
+    ahead = []
+    for batch in [*batches, []]:  # a last turn without new rows yields the last batch
+        reading = ahead
+        ahead = [reader.submit(read_prompt, rows, index, processor) for index in batch]
+        if reading:
+            yield [future.result() for future in reading]
+
+
+def read_prompt(rows: Sequence[dict], index: int, processor) -> tuple[int, dict | None, str]:
+    """(index, prompt, "") or, of a row that cannot be used, (index, None, reason): no row may end the run."""
+    try:
+        prompt = data.encode_prompt(
+            rows[index], processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
+        )
+        return index, prompt, ""
+    except data.BadRow as problem:
+        return index, None, str(problem)
+    except Exception as problem:
+        return index, None, f"row {rows.name}:{index}: {type(problem).__name__}: {problem}"
+
+
+def generate(policy, source: Source, prompts: dict[int, dict], tokenizer, settings: dict) -> list[dict]:
+    """Entries with the outputs, not yet graded, of {row index: prompt}."""
+    if not prompts:
+        return []
+    rollout = sampling.rollout_vllm if backend == "vllm" else sampling.rollout_hf
+    seeds = [sampling.sample_seed(seed, 0, index) for index in prompts]
+    groups = rollout(
+        policy, list(prompts.values()), samples, seeds, temperature, max_tokens=source.tokens, **settings
+    )
+    entries = []
+    for index, group in zip(prompts, groups, strict=True):
+        row = prompts[index]["row"]
+        entry = {"index": index}
+        entry |= {key: row[key] for key in results.FACTS if key in row}
+        entry["outputs"] = []
+        for completion in group:
+            text = tokenizer.decode(completion.ids, skip_special_tokens=True)
+            output = {"text": text, "tokens": len(completion.ids), "finished": completion.finished}
+            entry["outputs"].append(output)
+        entries.append(entry)
+    return entries
+
+
+def grade_entries(entries: list[dict], rule, scorer) -> tuple[list[dict], dict[int, str]]:
+    """The entries with their verdicts, and {index: reason} of those that cannot be graded."""
+    waiting = [scorer.run(results.grade, entry, rule) for entry in entries]
+    graded = []
+    failed = {}
+    for entry, wait in zip(entries, waiting, strict=True):
+        try:
+            graded.append(wait())
+        except Exception as problem:
+            reason = f"cannot be scored ({type(problem).__name__}: {problem})"
+            failed[entry["index"]] = f"row {entry['id']}: {reason}"
+    return graded, failed
+
+
+def split_results(done: dict[int, dict], total: int) -> tuple[list[dict], dict[int, str]]:
+    """Graded entries in order, and {index: reason} of the skipped rows, of the first `total` rows."""
+    entries = []
+    skipped = {}
+    for index, entry in sorted(done.items()):
+        if index >= total:
+            continue  # of an earlier run, with a larger --limit
+        if "skipped" in entry:
+            skipped[index] = entry["skipped"]
+        else:
+            entries.append(entry)
+    return entries, skipped
+
+
+# -----------------------------------------------------------------------------
+# folders and page
+# -----------------------------------------------------------------------------
+
+
+def output_folders(paths: list[str], labels: dict[str, str]) -> dict[str, Path]:
+    """{checkpoint: folder for its results}."""
+    folders = {}
+    for path in paths:
+        if not out_dir:
+            folders[path] = Path(path, "eval")
+        elif len(paths) == 1:
+            folders[path] = Path(out_dir)
+        else:
+            folders[path] = Path(out_dir, labels[path])
+    return folders
+
+
+def write_page(folder: Path, records: dict[str, dict], loaded: dict[str, Source], how: str) -> None:
+    """eval.html; of several checkpoints also the table of gains and losses, and matrix.json."""
+    matrix = None
+    if len(records) > 1:
+        matrix = results.matrix(records)
+        results.print_matrix(matrix)
+        results.write(folder / "matrix.json", json.dumps(matrix, indent=1))
+    rows = {name: source.rows for name, source in loaded.items()}
+    report.eval_page(folder / "eval.html", ", ".join(records), how, records, rows, page_rows, matrix)
+
 
 if __name__ == "__main__":
     config = configure(globals(), sys.argv[1:], __file__)
     if metric not in results.METRICS:
         raise SystemExit(f"metric: {metric!r} is none of {', '.join(results.METRICS)}")
-    if regrade or compare:  # before torch is imported
-
-        def rule_for(path):  # --bench=mmmu, or a file that is called mmmu.json
-            named = next(iter(benchmarks.choose(bench)), path.stem)
-            return benchmarks.BENCHMARKS[named].rule if named in benchmarks.BENCHMARKS else None
-
-        for path in map(Path, filter(None, regrade.split(","))):
-            folder = Path(out_dir) if out_dir else path.parent
-            record = results.regrade(path, folder, task, rule_for(path))
-            report.eval_page(
-                folder / f"{path.stem}.regraded.html",
-                str(path),
-                "graded again",
-                {"": {path.stem: record}},
-                {},
-                page_rows,
-            )
-        if compare:
-            paths = [Path(p) for p in compare.split(",")]
-            if len(paths) != 2:
-                raise SystemExit(
-                    f"compare: {len(paths)} file(s); name two, as in --compare=before.json,after.json"
-                )
-            found = results.compare(
-                *(results.read_graded(path, task, rule_for(path), metric) for path in paths), metric
-            )
-            results.print_comparison(found, paths)
-            if out_dir:
-                results.write(Path(out_dir, "compare.json"), json.dumps(found, indent=1, ensure_ascii=False))
+    if regrade:
+        regrade_files()
+    if compare:
+        compare_files()
+    if regrade or compare:
         sys.exit()
+    scorer = rewards.Scorer(score_workers)  # first of all: its processes must not inherit a GPU or an engine
 
-    scorer = rewards.Scorer(score_workers)  # before CUDA and the engine, which its processes must not inherit
+    from transformers import AutoConfig
+
     import common
     import data
     import qwen
     import sampling
 
+    # -------------------------------------------------------------------------
+    # processes, checks
+    # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
-    chosen = (
-        benchmarks.choose(bench)
-        | {k: v for k, v in sources.items() if v}
-        | ({"eval": data_source} if data_source else {})
-    )
+    chosen = choose_sources()
     paths = [path.strip().rstrip("/") for path in model.split(",") if path.strip()]
-    if not paths or not chosen:
-        raise SystemExit(
-            "eval: name a checkpoint and rows, as in: eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl"
-        )
+    example = "eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl"
+    common.require(bool(paths and chosen), f"eval: name a checkpoint and rows, as in: {example}")
     common.check_choices(config)
-    if samples > 1 and temperature == 0:
-        raise SystemExit(
-            f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1"
-        )
+    common.require(
+        samples <= 1 or temperature > 0,
+        f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1",
+    )
     labels = results.short_names(paths)
-    folders = {
-        path: Path(out_dir, labels[path] if len(paths) > 1 else "") if out_dir else Path(path, "eval")
-        for path in paths
-    }
+    folders = output_folders(paths, labels)
 
     # -------------------------------------------------------------------------
     # data
     # -------------------------------------------------------------------------
-    facts = {
-        name: benchmarks.BENCHMARKS.get(name) for name in chosen
-    }  # None for a source that is no benchmark
-    tokens = {name: max_completion_length or (b.tokens if b else 256) for name, b in facts.items()}
-    rules = {name: b.rule if b else None for name, b in facts.items()}
+    loaded = load_sources(chosen)
+    longest = max_prompt_length + max(source.tokens for source in loaded.values())
     wording = "own prompts" if template == "auto" else f"{template} prompt"
-    loaded, missing = {}, []
-    for name, source in chosen.items():
-        try:
-            loaded[name] = data.load_rows(
-                source, facts[name].split if facts[name] else data_split, columns, image_root, task
-            )
-        except (
-            SystemExit
-        ) as problem:  # all at once: nobody wants to learn of the second missing download after the first
-            missing.append(str(problem))
-    if missing:
-        raise SystemExit("\n".join(missing))
 
     # -------------------------------------------------------------------------
-    # policy
+    # the loop: every checkpoint on every source
     # -------------------------------------------------------------------------
-    from transformers import AutoConfig
-
-    def shape(path):
-        text = AutoConfig.from_pretrained(path).get_text_config()
-        return (
-            text.model_type,
-            text.hidden_size,
-            text.num_hidden_layers,
-            text.intermediate_size,
-            text.vocab_size,
-        )
-
-    def start(path, policy):
-        """The sampler with the weights of `path`. vLLM starts once and then takes the next checkpoint's weights, as in training."""
-        if backend == "hf":
-            return qwen.load_model(path, dtype, attn, device, say)
-        if policy is None:
-            return sampling.start_vllm(
-                path,
-                dtype,
-                max_prompt_length + max(tokens.values()),
-                data.MAX_IMAGES,
-                data.processor_limits(processor, max_pixels),
-                gpu_memory=vllm_gpu_memory,
-                seed=seed,
-                cuda=device.type == "cuda",
-            )
-        if shape(path) != shape(ready):
-            raise SystemExit(
-                f"model: '{path}' is of another size or family than '{ready}', so one vLLM engine cannot take both in turn; "
-                f"what is done is kept: run the same command again, and it goes on with '{path}'"
-            )
-        sampling.sync_weights(
-            policy, qwen.load_model(path, dtype, say=say).named_parameters(remove_duplicate=False)
-        )
-        return policy
-
-    # -------------------------------------------------------------------------
-    # generate and score
-    # -------------------------------------------------------------------------
-    draw, policy, ready = sampling.rollout_vllm if backend == "vllm" else sampling.rollout_hf, None, ""
-    started, tables, records, reader = (
-        time.time(),
-        {path: {} for path in paths},
-        {path: {} for path in paths},
-        data.reader_threads(),
-    )
+    started = time.time()
+    reader = data.reader_threads()
+    policy = None
+    held = ""  # the checkpoint whose weights the policy has
+    records = {path: {} for path in paths}
     for path in paths:
-        folder, processor = folders[path], qwen.load_processor(path)
-        tokenizer = processor.tokenizer
-        settings = {
-            "top_p": top_p,
-            "top_k": top_k,
-            "banned": qwen.banned_ids(AutoConfig.from_pretrained(path), processor),
-            "end": qwen.end_ids(processor),
-            "progress": rank == 0,
-        }
-        for name, rows in loaded.items():
-            # what an earlier run has done; the checkpoint counts by its weights, since a path can be trained anew
-            fixed = (
-                "dtype",
-                "backend",
-                "template",
-                "max_prompt_length",
-                "min_pixels",
-                "max_pixels",
-                "box_frame",
-                "samples",
-                "temperature",
-                "top_p",
-                "top_k",
-                "seed",
-                "columns",
-                "image_root",
-                "task",
-            )
-            knobs = {k: config[k] for k in fixed}
-            knobs |= {"source": chosen[name], "tokens": tokens[name], "weights": results.fingerprint(path)}
-            if not resume and rank == 0:
-                results.forget(folder, name)
-            common.all_gather(None)  # nobody reads before that, and nobody writes before all have read
-            done, total = results.read_progress(folder, name, knobs), min(len(rows), limit or len(rows))
-            common.all_gather(None)
-            todo = [index for index in range(total) if index not in done]
-            say(
-                f"eval: {name}: {total} rows, {wording}"
-                + (f", {total - len(todo)} of them done before" if done else "")
-            )
-            if todo and ready != path:
-                policy = policy if backend == "vllm" else None  # two models may not fit beside each other
-                policy, ready = start(path, policy), path
+        folder = folders[path]
+        weights = results.fingerprint(path)  # and not the name alone: a path can be trained anew
+        processor = qwen.load_processor(path)
+        settings = sampler_settings(path, processor, rank)
+        for name, source in loaded.items():
+            # 1) what an earlier run has done
+            knobs = {key: config[key] for key in FIXED}
+            knobs |= {"source": source.spec, "tokens": source.tokens, "weights": weights}
+            done = earlier_results(folder, name, knobs, rank)
+            todo = [index for index in range(source.total) if index not in done]
+            before = f", {source.total - len(todo)} of them done before" if done else ""
+            say(f"eval: {name}: {source.total} rows, {wording}{before}")
+
+            # 2) the policy with the weights of this checkpoint
+            if todo and held != path:
+                if policy is not None and backend == "vllm":
+                    take_weights(policy, path, held, say)
+                else:
+                    policy = None  # first, since two models may not fit beside each other
+                    policy = start_policy(path, processor, longest, device, say)
+                held = path
+
+            # 3) generate and score, strided over the processes
             mine = todo[rank::world]
-            batches = [mine[i : i + batch_rows] for i in range(0, len(mine), batch_rows)]
-
-            def read(index, rows=rows, processor=processor):
-                """(index, prompt, "") or, of a row that cannot be used, (index, None, why): no row may end the run."""
-                try:
-                    row = rows[index]
-                    return (
-                        index,
-                        data.encode_prompt(
-                            row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
-                        ),
-                        "",
-                    )
-                except Exception as problem:
-                    kind = (
-                        ""
-                        if isinstance(problem, data.BadRow)
-                        else f"row {rows.name}:{index}: {type(problem).__name__}: "
-                    )
-                    return index, None, f"{kind}{problem}"
-
-            progress, new = results.Progress(folder, name, rank, knobs) if mine else None, {}
-            ahead = [reader.submit(read, index) for index in batches[0]] if batches else []
-            for b in range(len(batches)):
-                part, fresh = [future.result() for future in ahead], []
-                if b + 1 < len(batches):  # images of the next batch are decoded while this one is answered
-                    ahead = [reader.submit(read, index) for index in batches[b + 1]]
-                good = [(index, prompt) for index, prompt, _ in part if prompt]
-                seeds, groups = [sampling.sample_seed(seed, 0, index) for index, _ in good], []
-                if good:
-                    groups = draw(
-                        policy,
-                        [p for _, p in good],
-                        samples,
-                        seeds,
-                        temperature,
-                        max_tokens=tokens[name],
-                        **settings,
-                    )
-                waiting = []
-                for (index, prompt), group in zip(good, groups, strict=True):
-                    entry = {"index": index} | {
-                        k: prompt["row"][k] for k in results.FACTS if k in prompt["row"]
-                    }
-                    entry["outputs"] = [
-                        {
-                            "text": tokenizer.decode(c.ids, skip_special_tokens=True),
-                            "tokens": len(c.ids),
-                            "finished": c.finished,
-                        }
-                        for c in group
-                    ]
-                    waiting.append((entry, scorer.run(results.grade, entry, rules[name])))
-                for entry, graded in waiting:
-                    try:
-                        fresh.append(graded())
-                    except Exception as problem:
-                        why = f"row {entry['id']}: cannot be scored ({type(problem).__name__}: {problem})"
-                        part.append((entry["index"], None, why))
-                for index, prompt, why in part:
-                    if prompt is None:
-                        print(f"data: skipped: {why}")
-                        fresh.append({"index": index, "skipped": why})
-                progress.add(fresh)
-                new |= {entry["index"]: entry for entry in fresh}
-
-            for part in common.all_gather(new):
+            answered = {}
+            if mine:
+                progress = results.Progress(folder, name, rank, knobs)
+                answered = answer_rows(policy, source, mine, processor, settings, scorer, reader, progress)
+            for part in common.all_gather(answered):
                 done |= part
-            entries = [
-                done[index] for index in sorted(done) if index < total and "skipped" not in done[index]
-            ]
-            bad = {
-                index: entry["skipped"]
-                for index, entry in sorted(done.items())
-                if index < total and "skipped" in entry
-            }
+
+            # 4) figures and files
+            entries, skipped = split_results(done, source.total)
             if not entries:
-                say(
-                    f"eval: none of the {total} rows of '{name}' can be used; the first: {next(iter(bad.values()))}"
-                )
+                reason = next(iter(skipped.values()))
+                say(f"eval: none of the {source.total} rows of '{name}' can be used; the first: {reason}")
                 continue
-            tables[path][name] = results.summary(entries, len(bad))
             records[path][name] = {
                 "name": name,
                 "model": path,
-                "source": chosen[name],
-                **tables[path][name],
-                "skipped_rows": bad,
+                "source": source.spec,
+                **results.summary(entries, len(skipped)),
+                "skipped_rows": skipped,
                 "knobs": knobs,
                 "config": config,
                 "results": entries,
             }
-            if (
-                rank == 0 and len(done) <= total
-            ):  # a second look with a smaller --limit does not cut what is there
+            # a second look with a smaller --limit does not cut what is there
+            if rank == 0 and len(done) <= source.total:
                 results.write_results(folder, name, records[path][name])
                 results.forget(folder, name, parts_only=True)
+
     # -------------------------------------------------------------------------
     # tables and page
     # -------------------------------------------------------------------------
-    if not all(tables.values()):
-        raise SystemExit("eval: there is nothing to report; the lines above say why")
-    how = f"{wording}, {'greedy' if temperature == 0 else f'{samples} samples at temperature {temperature}'}"
+    common.require(all(records.values()), "eval: there is nothing to report; the lines above say why")
+    drawn = "greedy" if temperature == 0 else f"{samples} samples at temperature {temperature}"
     for path in paths:
-        say(f"\n{path}, {how}")
-        results.print_table(tables[path], show_categories, say)
+        say(f"\n{path}, {wording}, {drawn}")
+        results.print_table(records[path], show_categories, say)
     if rank == 0:
-        top = folders[paths[-1]] if len(paths) == 1 or not out_dir else Path(out_dir)
+        top = Path(out_dir) if len(paths) > 1 and out_dir else folders[paths[-1]]
         named = {labels[path]: records[path] for path in paths}
-        matrix = results.matrix(named) if len(paths) > 1 else None
-        if matrix:
-            results.print_matrix(matrix)
-            results.write(top / "matrix.json", json.dumps(matrix, indent=1))
-        report.eval_page(top / "eval.html", ", ".join(labels.values()), how, named, loaded, page_rows, matrix)
-    say(
-        f"{common.clock(time.time() - started)}, every output in {', '.join(f'{folder}/' for folder in folders.values())}"
-    )
+        write_page(top, named, loaded, f"{wording}, {drawn}")
+    where = ", ".join(f"{folder}/" for folder in folders.values())
+    say(f"{common.clock(time.time() - started)}, every output in {where}")
     scorer.close()
     common.finish(policy)

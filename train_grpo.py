@@ -212,28 +212,6 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
     return (old_logp - rollout_logp).exp().clamp_max(cap).detach()
 
 
-def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:
-    """One step in one line: what is in metrics.jsonl, in short."""
-    of_parts = ", ".join(f"{name} {record[f'reward_{name}']:.3f}" for name in parts)
-    phases = " ".join(f"{name} {value:.2f}" for name, value in seconds.items() if value >= 0.005)
-    fields = [
-        f"step {record['step']}/{steps}",
-        f"reward {record['reward']:.3f} ({of_parts})",
-        f"length {record['length']:.0f}",
-        f"flat {record['flat_groups']:.0%}",
-        f"{phases} s",
-        f"{record['completions_per_s']:.0f} compl/s {record['tokens_per_s']:.0f} tok/s",
-        f"{record['memory_gib']:.1f} GiB",
-        f"epoch {record['epoch']:.2f} skipped {record['skipped_rows']}",
-        f"ETA {common.clock(eta)}",
-    ]
-    if "loss" in record:  # there was an update
-        update = f"kl {record['kl']:.4f} clip {record['clip_fraction']:.3f} entropy {record['entropy']:.3f} "
-        update += f"mismatch {record['mismatch']:.1e} grad {record['grad_norm']:.2f}"
-        fields.insert(3, update)
-    return " | ".join(fields)
-
-
 if __name__ == "__main__":
     config = configure(globals(), sys.argv[1:], __file__)
     part_weights = rewards.check_weights(reward_weights)
@@ -243,7 +221,7 @@ if __name__ == "__main__":
     # processes, checks, logs
     # -------------------------------------------------------------------------
     rank, world, device = common.setup(seed)
-    say = print if rank == 0 else lambda *a, **k: None
+    say = print if rank == 0 else lambda *a, **k: None  # one process talks for all
     common.check_knobs(config, world)
     P = prompts_per_step // world
     G = group_size
@@ -259,13 +237,14 @@ if __name__ == "__main__":
     end = qwen.end_ids(processor)
 
     def encode(row):
+        """The prompt of a row as model inputs. BadRow if it cannot be used: the stream takes the next."""
         return data.encode_prompt(
             row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
         )
 
     rows = data.load_rows(data_source, data_split, columns, image_root, task)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
-    eval_prompts = []
+    eval_prompts = []  # of this process
     if eval_source and eval_interval:
         held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
         numbered, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
@@ -286,6 +265,7 @@ if __name__ == "__main__":
     # policy, reference, optimizer
     # -------------------------------------------------------------------------
     net = qwen.load_model(model, dtype, attn, device, say)
+    # never sampled, and masked in the trainer's logits: or sampler and trainer were two different policies
     banned = qwen.banned_ids(net.config, processor)
     if freeze_vision:
         net.model.visual.requires_grad_(False)
@@ -295,21 +275,23 @@ if __name__ == "__main__":
         qwen.compile_layers(net)
     if grad_checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
+    # the net as a function of a packed micro-batch: log-probs at the temperature at which vLLM samples
     policy = qwen.Policy(net, banned, temperature).train()
-    budget = qwen.TokenBudget(micro_tokens, device)
+    budget = qwen.TokenBudget(micro_tokens, device)  # tokens of a micro-batch
     ds_config = common.deepspeed_config(zero_stage, dtype, grad_clip, offload_optimizer)
     engine = common.start_deepspeed(policy, ds_config, learning_rate, weight_decay, adam_betas)
     reference = None
     if beta > 0 and lora_rank:
         reference = qwen.without_lora(engine)  # the policy with its adapters off: takes no memory
-    elif beta > 0:  # a frozen copy of the start
+    elif beta > 0:
+        # a frozen copy of the start: the KL term ties the policy to what it was before this run
         start = qwen.load_model(model, dtype, attn, device, say=lambda line: None)
         reference = common.freeze(qwen.Policy(start, banned, temperature), ds_config)
 
     # -------------------------------------------------------------------------
     # rollout engine, evaluation, resume
     # -------------------------------------------------------------------------
-    llm = None
+    llm = None  # vLLM's engine, in this process: on the same GPU as the trainer
     on_gpu = device.type == "cuda"
     sleeps = rollout == "vllm" and vllm_sleep and on_gpu
     if rollout == "vllm":
@@ -348,7 +330,7 @@ if __name__ == "__main__":
     if resume:
         step = checkpoint.load_resume(engine, stream, out_dir, rank, world)
     if step > 0:
-        if rollout == "vllm":
+        if rollout == "vllm":  # its engine has started with the weights of `model`
             sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
         say(f"resume: step {step} of {out_dir}")
     if rank == 0:
@@ -391,7 +373,7 @@ if __name__ == "__main__":
 
         text_groups = [texts[p * G : p * G + G] for p in range(P)]
         token_counts = [[len(completion.ids) for completion in group] for group in groups]
-        questions = [prompt["row"] for prompt in prompts]
+        questions = [prompt["row"] for prompt in prompts]  # P rows, with the reference answers
         names = tuple(part_weights)
         scored = scorer.score(text_groups, questions, names, token_counts, max_completion_length)
         parts = [of_one for group in scored for of_one in group]  # S dicts {name of a part: value}
@@ -415,8 +397,9 @@ if __name__ == "__main__":
             used &= ~flat
         if mask_truncated:
             used &= finished
+        # over all processes: the weights of the loss are those of the whole step
         n_sequences, n_tokens = common.all_sum([used.sum().item(), lengths[used].sum().item()], device)
-        learnable = n_sequences > 0
+        learnable = n_sequences > 0  # the same on every process, so that none waits for the others' update
 
         # From here on everything is per response token. With 2 prompts A, B and 2 completions of each:
         #
@@ -432,6 +415,7 @@ if __name__ == "__main__":
             weight = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length)  # (S,)
             token_weight = (weight * used).to(device)[sequence]  # (L,)
             ids = [completion.ids for completion in completions]
+            # groups packed behind their prompts, as many micro-batches on every process
             batches = qwen.micro_batches(prompts, ids, used, net, budget)
 
             # 5) log-probs that stay fixed during the updates, (L,) each
@@ -471,7 +455,7 @@ if __name__ == "__main__":
                     token_loss = policy_loss + beta * kl
                     loss = (token_weight[token] * token_loss).sum()
 
-                    if not loss.isfinite():
+                    if not loss.isfinite():  # caught here, the weights are still good
                         worst = token_loss.detach().abs().nan_to_num(nan=math.inf).argmax()
                         s = sequence[token][worst].item()
                         blame(f"loss: {loss.item()}", "lower learning_rate, or look at", s)
@@ -485,20 +469,20 @@ if __name__ == "__main__":
                     mismatch = (old - rollout_logp[token]).abs()
                     tally.add(real, clip_fraction=clipped, entropy=entropy, kl=kl)
                     tally.add(real, mismatch=mismatch, importance=importance)
-                budget.learn(batches)
+                budget.learn(batches)  # how much memory a token took
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
                 norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
             watch.lap("update")
 
         # 7) sync the new weights into vLLM
-        if rollout == "vllm" and (learnable or sleeps):
+        if rollout == "vllm" and (learnable or sleeps):  # a sleeping engine has lost its weights
             sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)
         step += 1
         watch.lap("sync")
 
         # 8) log: all numbers are over all processes
         tally.add(reward=reward, length=lengths, finished=finished, flat_groups=flat)
-        for name in reward_weights:
+        for name in reward_weights:  # a row that asks for parts of its own may lack one
             tally.add(**{f"reward_{name}": [of_one.get(name, 0.0) for of_one in parts]})
         record = {"step": step} | watch.record() | tally.means()
         record["reward_std"] = all_rewards.std(1).mean().item()  # within the groups
@@ -510,9 +494,11 @@ if __name__ == "__main__":
             record["loss"] = sum(common.all_gather(loss_sum)) / updates_per_rollout
             record["lr"] = update_lr
             record["grad_norm"] = norm
+        # the loss is near 0 by construction, as advantages sum to 0: the reward is what to watch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
-        say(console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
+        say(common.console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
 
+        # every prompt with its completions, for report.py and for the eye
         shown = []
         for p, prompt in enumerate(prompts):
             row = prompt["row"]
@@ -526,7 +512,7 @@ if __name__ == "__main__":
                 entry["completions"].append(one)
             shown.append(entry)
         log.write_rollouts(shown)
-        if show_interval and (step - 1) % show_interval == 0:
+        if show_interval and (step - 1) % show_interval == 0:  # the best and the worst of the first group
             first = shown[0]
             for pick in (max, min):
                 one = pick(first["completions"], key=lambda one: one["reward"])
@@ -537,7 +523,7 @@ if __name__ == "__main__":
         if eval_source and eval_interval and (step % eval_interval == 0 or step == steps):
             record |= evaluate()
         log.write(record)
-        stopping = stop.anywhere(device)
+        stopping = stop.anywhere(device)  # a signal to one process stops all
         if stopping or step == steps or (save_interval and step % save_interval == 0):
             checkpoint.save(engine, net, processor, stream, step, config, rank)
             if rank == 0:  # in the background: the curves should not cost training time

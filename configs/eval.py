@@ -2,7 +2,7 @@
 # was learnt, what was lost.
 # Hardware: 8 x 80 GB for models of 2 to 7 B. Not yet run by us on 8 GPUs. A killed run goes on with the
 # same command.
-# Download the benchmarks first (README, "Evaluation"); name fewer with --bench=superclevr200,geoqa_test.
+# Download the benchmarks first (docs/benchmarks.md); name fewer with --bench=superclevr200,geoqa_test.
 #   torchrun --nproc_per_node=8 eval.py configs/eval.py \
 #     --model=Qwen/Qwen2.5-VL-3B-Instruct,out/clevr/step-000100
 # The answer-only prompt, the baseline that R1-V's counting result has to beat:

@@ -1,14 +1,18 @@
-"""The study: does reinforcement learning with verifiable rewards beat imitation? All of docs/study.md from one command.
+"""The study of docs/study.md: does reinforcement learning with verifiable rewards beat imitation?
 
-From one cold start, each arm sees 25,600 samples: supervised rows, or completions of GRPO. Every run has one CPU core to itself and is a
-command of this repository (the arms are files in configs/study/); this script runs those that docs/study.jsonl does not hold yet.
+From one cold start, each arm sees 25,600 samples: supervised rows, or completions of GRPO. Every run has one
+CPU core to itself and is a command of this repository (the arms are files in configs/study/); this script
+makes the runs that docs/study.jsonl does not hold yet. In the root of the repository:
 
-    python -m experiments.study                          # everything that is missing: about 3 hours on 2 cores; killed, it goes on with the next run
+    # everything that is missing: about 3 hours on 2 cores; killed, it goes on with the next run
+    python -m experiments.study
     python -m experiments.study --arms=answers,grpo --seeds=0
-    python -m experiments.study --stage=report           # the table and the figure again, from docs/study.jsonl
+    # the tables and the figure again, from docs/study.jsonl
+    python -m experiments.study --stage=report
 
 Stages: settings (a learning rate for each trainer, on validation scenes), run, report.
-Writes out/study/ (checkpoints, logs), docs/study.jsonl (one line a run), docs/study.png, and the tables in docs/study.md.
+Writes out/study/ (checkpoints, logs), docs/study.jsonl (one line a run), docs/study.png, and the tables in
+docs/study.md.
 """
 
 import collections
@@ -24,10 +28,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import t as student_t
 
 import data
 from configurator import configure
@@ -36,7 +39,7 @@ from results import write
 
 # fmt: off
 # -----------------------------------------------------------------------------
-# default config: the whole study; override with  study.py --key=value
+# default config: the whole study; override with  python -m experiments.study --key=value
 stage = "settings,run,report"
 arms = ""                 # 'answers,grpo'; '' = all
 seeds = "0,1,2"
@@ -46,38 +49,44 @@ record = "docs/study.jsonl"
 # -----------------------------------------------------------------------------
 # fmt: on
 
+ROOT = Path(__file__).resolve().parent.parent
 SFT = ["train_sft.py", "configs/tiny_sft.py", "configs/study/sft.py"]
 GRPO = ["train_grpo.py", "configs/tiny.py", "configs/study/grpo.py"]
+# fmt: off
 ARMS = {  # name: (title, command)
-    "teacher": ("a) SFT, fallible teacher's chains", [*SFT, "configs/study/teacher.py"]),
-    "filtered": ("a') SFT, those that end in the true count", [*SFT, "configs/study/filtered.py"]),
-    "perfect": ("b) SFT, perfect chains", [*SFT, "configs/study/perfect.py"]),
-    "answers": ("c) SFT, true counts without chains", [*SFT, "configs/study/answers.py"]),
-    "expert": ("d) expert iteration, own right samples", [*SFT, "configs/study/expert.py"]),
-    "perfect_slow": ("b') as b), at GRPO's learning rate", [*SFT, "configs/study/perfect.py"]),
-    "expert_slow": ("d') as d), at GRPO's learning rate", [*SFT, "configs/study/expert.py"]),
-    "grpo": ("e) GRPO, accuracy + format reward", GRPO),
-    "no_format": ("f) GRPO, accuracy reward only", [*GRPO, "configs/study/no_format.py"]),
-    "no_kl": ("g) GRPO without KL", [*GRPO, "configs/study/no_kl.py"]),
-    "dr_grpo": ("h) Dr. GRPO", [*GRPO, "configs/study/dr_grpo.py"]),
-    "group_4": ("i) GRPO, G = 4", [*GRPO, "configs/study/group_4.py"]),
-    "group_16": ("i) GRPO, G = 16", [*GRPO, "configs/study/group_16.py"]),
+    "teacher":      ("a) SFT, fallible teacher's chains",          [*SFT, "configs/study/teacher.py"]),
+    "filtered":     ("a') SFT, those that end in the true count",  [*SFT, "configs/study/filtered.py"]),
+    "perfect":      ("b) SFT, perfect chains",                     [*SFT, "configs/study/perfect.py"]),
+    "answers":      ("c) SFT, true counts without chains",         [*SFT, "configs/study/answers.py"]),
+    "expert":       ("d) expert iteration, own right samples",     [*SFT, "configs/study/expert.py"]),
+    "perfect_slow": ("b') as b), at GRPO's learning rate",         [*SFT, "configs/study/perfect.py"]),
+    "expert_slow":  ("d') as d), at GRPO's learning rate",         [*SFT, "configs/study/expert.py"]),
+    "grpo":         ("e) GRPO, accuracy + format reward",          GRPO),
+    "no_format":    ("f) GRPO, accuracy reward only",              [*GRPO, "configs/study/no_format.py"]),
+    "no_kl":        ("g) GRPO without KL",                         [*GRPO, "configs/study/no_kl.py"]),
+    "dr_grpo":      ("h) Dr. GRPO",                                [*GRPO, "configs/study/dr_grpo.py"]),
+    "group_4":      ("i) GRPO, G = 4",                             [*GRPO, "configs/study/group_4.py"]),
+    "group_16":     ("i) GRPO, G = 16",                            [*GRPO, "configs/study/group_16.py"]),
 }
 SPLITS = {
-    "clevr": "in distribution",
-    "cogent_b": "CoGenT B",
-    "superclevr": "vehicles",
+    "clevr":        "in distribution",
+    "cogent_b":     "CoGenT B",
+    "superclevr":   "vehicles",
     "more_objects": "9-12 objects",
-    "color": "colour questions",
+    "color":        "colour questions",
 }
+# fmt: on
 SAMPLES = 25_600
 POINTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the run, where the curve is measured
-ROUNDS, PER_ROUND, DRAWS = 4, 800, 8  # expert iteration: rounds, scenes of each, completions a scene
+
+# Expert iteration: rounds, scenes of each, completions a scene
+ROUNDS = 4
+PER_ROUND = 800
+DRAWS = 8
+
+# Learning rates that are tried, and the arms whose validation accuracy chooses among them
 RATES = {"train_sft.py": (5e-4, 1e-3, 2e-3), "train_grpo.py": (2e-4, 4e-4, 8e-4)}
-CHOSEN_BY = {
-    "train_sft.py": ("perfect", "answers"),
-    "train_grpo.py": ("grpo",),
-}  # arms whose validation accuracy chooses the rate
+CHOSEN_BY = {"train_sft.py": ("perfect", "answers"), "train_grpo.py": ("grpo",)}
 
 
 class Broken(Exception):
@@ -87,11 +96,20 @@ class Broken(Exception):
 def call(command: list[str], log: Path) -> float:
     """Run a script of this repository; CPU seconds of it and its children. Raises Broken if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     with open(log, "a") as file:
         print(f"\n$ python {' '.join(command)}", file=file, flush=True)
         process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
         )
         _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -107,6 +125,51 @@ def last_step(folder: Path) -> Path:
     return found[-1]
 
 
+def cold() -> Path:
+    """The checkpoint that all arms start from."""
+    return last_step(Path(out_dir, "cold"))
+
+
+# -----------------------------------------------------------------------------
+# the record: one line for each run, and for each setting that was tried
+# -----------------------------------------------------------------------------
+
+writing = threading.Lock()
+
+
+def finish(line: dict) -> None:
+    """Append one run to the record."""
+    import common  # here, because it brings torch, which the report does not need
+
+    line = line | {"date": datetime.date.today().isoformat(), "commit": common.commit()}
+    with writing, open(record, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def recorded(kind: str) -> list[dict]:
+    """The lines of the record of one kind: "arm" (runs) or "setting"."""
+    path = Path(record)
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if kind in line]
+
+
+def chosen_rate(arm: str) -> float:
+    """The learning rate for an arm; of equals the smaller.
+
+    It has the best validation accuracy in distribution, a mean over the arms that choose for its trainer.
+    """
+    script = "train_grpo.py" if arm.endswith("_slow") else ARMS[arm][1][0]
+    accuracies = collections.defaultdict(list)
+    for line in recorded("setting"):
+        if line["setting"] in CHOSEN_BY[script]:
+            accuracies[line["learning_rate"]].append(line["validation"]["clevr"]["accuracy"])
+    if set(accuracies) != set(RATES[script]):
+        raise SystemExit(f"study: no learning rate is chosen for {script} yet; run --stage=settings first")
+    return max(sorted(accuracies), key=lambda rate: sum(accuracies[rate]) / len(accuracies[rate]))
+
+
 # -----------------------------------------------------------------------------
 # what a run is judged by
 # -----------------------------------------------------------------------------
@@ -115,41 +178,51 @@ def last_step(folder: Path) -> Path:
 def listed(text: str) -> list[str]:
     """What the chain of thought lists, sorted: ["blue sphere", "red cube"]."""
     found = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
-    return sorted(part.strip() for part in found[1].split(",")) if found else []
+    if not found:
+        return []
+    return sorted(part.strip() for part in found[1].split(","))
 
 
 def faithfulness(result: dict) -> dict:
-    """Does the chain of thought list the objects of the scene, by colour and shape? {"listed", "named"}, means over the rows.
+    """Does the chain of thought list the objects of the scene, by colour and shape? Means over the rows.
 
     listed: all of them and no other.  named: |said and there| / max(|said|, |there|), both as multisets.
     """
-    split, _, options = result["source"].removeprefix("scenes:").partition("?")
-    records, right, overlap = data.SceneRecords(split, **dict(parse_qsl(options))), 0, 0.0
+    records = data.load_rows(result["source"]).records
+    right, overlap = 0, 0.0
     for entry in result["results"]:
         said = listed(entry["outputs"][0]["text"])
-        there = sorted(f"{o['color']} {o['shape']}" for o in records.scene(entry["index"])["objects"])
+        objects = records.scene(entry["index"])["objects"]
+        there = sorted(f"{obj['color']} {obj['shape']}" for obj in objects)
+        both = collections.Counter(said) & collections.Counter(there)
         right += said == there
-        overlap += (collections.Counter(said) & collections.Counter(there)).total() / max(
-            len(said), len(there)
-        )
-    n = len(result["results"])
-    return {"listed": round(right / n, 4), "named": round(overlap / n, 4)}
+        overlap += both.total() / max(len(said), len(there))
+    rows = len(result["results"])
+    return {"listed": round(right / rows, 4), "named": round(overlap / rows, 4)}
+
+
+def find_result(folder: Path, split: str, checkpoint: Path) -> dict:
+    """What eval.py wrote about a checkpoint; with several of them, each has a folder."""
+    for path in sorted(folder.rglob(f"{split}.json")):
+        result = json.loads(path.read_text())
+        if result["model"] == str(checkpoint):
+            return result
+    raise Broken(f"'{folder}' holds no result of {checkpoint} for {split}")
 
 
 def evaluate(checkpoints: list[Path], config: str, folder: Path, log: Path) -> list[dict]:
     """{split: {"accuracy", "n", "format", "length", "listed", "named"}} of each checkpoint, greedy."""
-    call(["eval.py", config, f"--model={','.join(map(str, checkpoints))}", f"--out_dir={folder}"], log)
+    models = ",".join(str(checkpoint) for checkpoint in checkpoints)
+    call(["eval.py", config, f"--model={models}", f"--out_dir={folder}"], log)
     tables = []
     for checkpoint in checkpoints:
-        tables.append({})
+        table = {}
         for split in SPLITS:
-            found = sorted(folder.rglob(f"{split}.json"))
-            result = next(
-                r for r in (json.loads(path.read_text()) for path in found) if r["model"] == str(checkpoint)
-            )
-            tables[-1][split] = {k: round(result[k], 4) for k in ("accuracy", "n", "format", "length")}
+            result = find_result(folder, split, checkpoint)
+            table[split] = {key: round(result[key], 4) for key in ("accuracy", "n", "format", "length")}
             if split != "color":
-                tables[-1][split] |= faithfulness(result)
+                table[split] |= faithfulness(result)
+        tables.append(table)
     return tables
 
 
@@ -158,113 +231,14 @@ def evaluate(checkpoints: list[Path], config: str, folder: Path, log: Path) -> l
 # -----------------------------------------------------------------------------
 
 
-def keep_right(result: Path, source: str, folder: Path) -> tuple[Path, int]:
-    """Right completions of an evaluation as rows of train_sft.py, equal ones of a scene once: (JSONL, how many)."""
-    rows, lines = data.load_rows(source), []
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in json.loads(result.read_text())["results"]:
-        thoughts = {
-            o["text"].partition("<think>")[2].partition("</think>")[0].strip()
-            for o in entry["outputs"]
-            if o["accuracy"] and o["format"]
-        }
-        if thoughts:
-            image = folder / f"{entry['index']}.png"
-            rows[entry["index"]]["images"][0].save(image)
-            lines += [
-                {
-                    "image": image.name,
-                    "problem": entry["problem"],
-                    "solution": entry["solution"],
-                    "thinking": thinking,
-                }
-                for thinking in sorted(thoughts)
-            ]
-    write(folder / "rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return folder / "rows.jsonl", len(lines)
-
-
-def train_expert(command: list[str], folder: Path, seed: int, log: Path) -> tuple[dict, list[Path]]:
-    """Expert iteration (Anthony et al. 2017; with a language model STaR, Zelikman et al. 2022): sample, keep what is right, imitate."""
-    policy, facts, checkpoints = cold(), {"sampling": 0.0, "training": 0.0, "kept": []}, []
-    for r in range(ROUNDS):
-        # the next 800 of the 3,200 scenes
-        source = (
-            f"scenes:clevr?rows={PER_ROUND}&seed=2&first={r * PER_ROUND}&layout=grid&objects=1-8&jitter=0.25"
-        )
-        draws = [
-            f"--samples={DRAWS}",
-            "--temperature=1.0",
-            f"--seed={100 * seed + r}",
-            "--max_completion_length=44",
-        ]
-        facts["sampling"] += call(
-            [
-                "eval.py",
-                "configs/study/curve.py",
-                f"--model={policy}",
-                "--sources={'': ''}",
-                *draws,
-                f"--data_source={source}",
-                f"--out_dir={folder}/draws-{r}",
-            ],
-            log,
-        )
-        rows, kept = keep_right(folder / f"draws-{r}/eval.json", source, folder / f"rows-{r}")
-        facts["kept"].append(kept)
-        facts["training"] += call(
-            [
-                *command,
-                f"--model={policy}",
-                f"--data_source={rows}",
-                f"--seed={seed}",
-                f"--out_dir={folder}/round-{r}",
-            ],
-            log,
-        )
-        policy = last_step(folder / f"round-{r}")
-        if r == 0:
-            checkpoints.append(folder / "round-0/step-000100")
-        if r in (0, 1, 3):
-            checkpoints.append(policy)
-    return facts, checkpoints
-
-
-def train(arm: str, folder: Path, seed: int, log: Path, *extra: str) -> tuple[dict, list[Path]]:
-    """(CPU seconds by kind and other facts, the checkpoints of the curve)."""
-    command = [
-        *ARMS[arm][1],
-        *extra,
-        *([f"--data_source={out_dir}/distill/dataset"] if arm == "filtered" else []),
-    ]
-    if arm.startswith("expert"):
-        return train_expert(command, folder, seed, log)
-    seconds = call([*command, f"--seed={seed}", f"--out_dir={folder}/run"], log)
-    steps = int(last_step(folder / "run").name.removeprefix("step-"))
-    return {"training": seconds}, [folder / f"run/step-{int(steps * point):06d}" for point in POINTS]
-
-
-def cold() -> Path:
-    return last_step(Path(out_dir, "cold"))
-
-
-def prepare(done: dict) -> str:
+def prepare(done: set) -> str:
     """The tiny model, the shared cold start, the distilled rows: once, before the arms."""
     log = Path(out_dir, "prepare.log")
     if not Path(out_dir, "model/config.json").exists():
         call(["qwen.py", f"{out_dir}/model"], log)
     if not Path(out_dir, "cold/ready").exists():
-        call(
-            [
-                "train_sft.py",
-                "configs/tiny_sft.py",
-                "configs/study/cold.py",
-                f"--out_dir={out_dir}/cold",
-                f"--model={out_dir}/model",
-                "--resume=False",
-            ],
-            log,
-        )
+        command = ["train_sft.py", "configs/tiny_sft.py", "configs/study/cold.py"]
+        call([*command, f"--out_dir={out_dir}/cold", f"--model={out_dir}/model", "--resume=False"], log)
         write(Path(out_dir, "cold/ready"), "")
     if not Path(out_dir, "distill/dataset").exists():
         call(["distill.py", "configs/study/distill.py", f"--out_dir={out_dir}/distill"], log)
@@ -275,188 +249,305 @@ def prepare(done: dict) -> str:
     return f"{cold()} is what all arms start from"
 
 
-writing = threading.Lock()
+def right_thoughts(entry: dict) -> list[str]:
+    """The chains of thought of a row that end in the right answer, sorted, equal ones once."""
+    thoughts = set()
+    for output in entry["outputs"]:
+        if output["accuracy"] and output["format"]:
+            inside = output["text"].partition("<think>")[2].partition("</think>")[0]
+            thoughts.add(inside.strip())
+    return sorted(thoughts)
 
 
-def finish(line: dict) -> None:
-    """Append one run to the record."""
-    line |= {"date": datetime.date.today().isoformat()}
-    with writing, open(record, "a") as file:
-        file.write(json.dumps(line) + "\n")
+def keep_right(result: Path, source: str, folder: Path) -> tuple[Path, int]:
+    """The right completions of an evaluation as rows of train_sft.py: (JSONL, how many)."""
+    rows = data.load_rows(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for entry in json.loads(result.read_text())["results"]:
+        thoughts = right_thoughts(entry)
+        if not thoughts:
+            continue
+        image = f"{entry['index']}.png"
+        rows[entry["index"]]["images"][0].save(folder / image)
+        question = {"image": image, "problem": entry["problem"], "solution": entry["solution"]}
+        for thinking in thoughts:
+            kept.append(json.dumps(question | {"thinking": thinking}) + "\n")
+    write(folder / "rows.jsonl", "".join(kept))
+    return folder / "rows.jsonl", len(kept)
 
 
-def lines() -> list[dict]:
-    path = Path(record)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def train_expert(command: list[str], folder: Path, seed: int, log: Path) -> tuple[dict, list[Path]]:
+    """Expert iteration: sample, keep what is right, imitate (Anthony et al. 2017).
+
+    With a language model, as here, it is STaR (Zelikman et al. 2022).
+    """
+    policy = cold()
+    facts = {"sampling": 0.0, "training": 0.0, "kept": []}
+    trained = []  # the policy after each round
+    for r in range(ROUNDS):
+        # the next 800 of the 3,200 scenes
+        scenes = f"rows={PER_ROUND}&seed=2&first={r * PER_ROUND}&layout=grid&objects=1-8&jitter=0.25"
+        source = f"scenes:clevr?{scenes}"
+        sampling = [
+            "eval.py",
+            "configs/study/curve.py",
+            f"--model={policy}",
+            "--sources={'': ''}",
+            f"--samples={DRAWS}",
+            "--temperature=1.0",
+            f"--seed={100 * seed + r}",
+            "--max_completion_length=44",
+            f"--data_source={source}",
+            f"--out_dir={folder}/draws-{r}",
+        ]
+        facts["sampling"] += call(sampling, log)
+
+        rows, kept = keep_right(folder / f"draws-{r}/eval.json", source, folder / f"rows-{r}")
+        facts["kept"].append(kept)
+
+        knobs = [f"--model={policy}", f"--data_source={rows}", f"--seed={seed}"]
+        facts["training"] += call([*command, *knobs, f"--out_dir={folder}/round-{r}"], log)
+        policy = last_step(folder / f"round-{r}")
+        trained.append(policy)
+    # at POINTS of the run: half of the first round, then the ends of rounds
+    return facts, [folder / "round-0/step-000100", trained[0], trained[1], trained[3]]
 
 
-def one_run(arm: str, seed: int, rate: float) -> str:
-    """Train, measure the curve on validation scenes, the last checkpoint on the test scenes; and write that down."""
-    folder = Path(out_dir, f"{arm}-s{seed}")
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed run: its CPU seconds are not known
-    log = folder / "log.txt"
-    facts, checkpoints = train(arm, folder, seed, log, f"--learning_rate={rate}", f"--model={cold()}")
-    curve = evaluate(checkpoints, "configs/study/curve.py", folder / "curve", log)
-    (test,) = evaluate(checkpoints[-1:], "configs/study/test.py", folder / "test", log)
-    finish(
-        {
-            "arm": arm,
-            "seed": seed,
-            "learning_rate": rate,
-            "seconds": facts,
-            "test": test,
-            "curve": {int(SAMPLES * p): c for p, c in zip(POINTS, curve, strict=True)},
-        }
-    )
-    return f"{arm} seed {seed}: {test['clevr']['accuracy']:.1%} in distribution, {test['superclevr']['accuracy']:.1%} vehicles"
+def train(arm: str, folder: Path, seed: int, log: Path, *extra: str) -> tuple[dict, list[Path]]:
+    """(CPU seconds by kind and other facts, the checkpoints of the curve)."""
+    command = [*ARMS[arm][1], *extra]
+    if arm == "filtered":
+        command.append(f"--data_source={out_dir}/distill/dataset")
+    if arm.startswith("expert"):
+        return train_expert(command, folder, seed, log)
+    seconds = call([*command, f"--seed={seed}", f"--out_dir={folder}/run"], log)
+    steps = int(last_step(folder / "run").name.removeprefix("step-"))
+    return {"training": seconds}, [folder / f"run/step-{int(steps * point):06d}" for point in POINTS]
 
 
 def one_setting(arm: str, rate: float) -> str:
-    """Half of the budget at this learning rate, with a seed that no run of the study has; validation scenes only."""
+    """Half of the budget at this learning rate, with a seed that no run has; validation scenes only."""
     folder = Path(out_dir, "settings", f"{arm}-{rate:g}")
+    log = folder / "log.txt"
     shutil.rmtree(folder, ignore_errors=True)
     half = 400 if ARMS[arm][1][0] == "train_sft.py" else 100
-    _, checkpoints = train(
-        arm, folder, 9, folder / "log.txt", f"--learning_rate={rate}", f"--steps={half}", f"--model={cold()}"
-    )
-    (table,) = evaluate(checkpoints[-1:], "configs/study/curve.py", folder / "curve", folder / "log.txt")
+    knobs = [f"--learning_rate={rate}", f"--steps={half}", f"--model={cold()}"]
+    _, checkpoints = train(arm, folder, 9, log, *knobs)
+    (table,) = evaluate(checkpoints[-1:], "configs/study/curve.py", folder / "curve", log)
     finish({"setting": arm, "learning_rate": rate, "validation": table})
     return f"settings: {arm} at {rate:g}: {table['clevr']['accuracy']:.1%} on validation scenes"
 
 
-def chosen_rate(arm: str) -> float:
-    """The rate with the best mean validation accuracy in distribution over the arms that choose for its trainer; of equals the smaller."""
-    script = "train_grpo.py" if arm.endswith("_slow") else ARMS[arm][1][0]
-    points = collections.defaultdict(list)
-    for line in lines():
-        if line.get("setting") in CHOSEN_BY[script]:
-            points[line["learning_rate"]].append(line["validation"]["clevr"]["accuracy"])
-    if set(points) != set(RATES[script]):
-        raise SystemExit(f"study: no learning rate is chosen for {script} yet; run --stage=settings first")
-    return max(sorted(points), key=lambda rate: sum(points[rate]) / len(points[rate]))
+def one_run(arm: str, seed: int, rate: float) -> str:
+    """Train, measure the curve on validation scenes and the end on test scenes, and write that down."""
+    folder = Path(out_dir, f"{arm}-s{seed}")
+    log = folder / "log.txt"
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run: its CPU seconds are not known
+    facts, checkpoints = train(arm, folder, seed, log, f"--learning_rate={rate}", f"--model={cold()}")
+    tables = evaluate(checkpoints, "configs/study/curve.py", folder / "curve", log)
+    (test,) = evaluate(checkpoints[-1:], "configs/study/test.py", folder / "test", log)
+    curve = {int(SAMPLES * point): table for point, table in zip(POINTS, tables, strict=True)}
+    line = {"arm": arm, "seed": seed, "learning_rate": rate, "seconds": facts, "test": test, "curve": curve}
+    finish(line)
+    inside, outside = test["clevr"]["accuracy"], test["superclevr"]["accuracy"]
+    return f"{arm} seed {seed}: {inside:.1%} in distribution, {outside:.1%} vehicles"
 
 
-def work(tasks: list) -> None:
-    """Run the tasks (function, arguments), `jobs` at a time, each bound to a core of its own; failures are told and left out."""
-    todo, failed, cores = queue.SimpleQueue(), [], sorted(os.sched_getaffinity(0))
+def missing_settings() -> list[tuple]:
+    """Tasks for work(): the learning rates of each trainer that the record does not have."""
+    tried = {(line["setting"], line["learning_rate"]) for line in recorded("setting")}
+    tasks = []
+    for script, rates in RATES.items():
+        for arm in CHOSEN_BY[script]:
+            tasks += [(one_setting, arm, rate) for rate in rates if (arm, rate) not in tried]
+    return tasks
+
+
+def missing_runs(wanted: list[str], numbers: list[int], done: set) -> list[tuple]:
+    """Tasks for work(): all arms of a seed before the next seed, so that a table compares like with like."""
+    tasks = []
+    for seed in numbers:
+        tasks += [(one_run, arm, seed, chosen_rate(arm)) for arm in wanted if (arm, seed) not in done]
+    return tasks
+
+
+def worker(core: int, todo: queue.SimpleQueue, finished: list) -> None:
+    """Run tasks on one core until there are none; those that end well are added to `finished`."""
+    os.sched_setaffinity(0, {core})  # of this thread; what it starts inherits that
+    while True:
+        try:
+            function, *arguments = todo.get_nowait()
+        except queue.Empty:
+            return
+        started = time.time()
+        try:
+            message = function(*arguments)
+        except (Broken, SystemExit) as problem:
+            print(f"study: {problem}", flush=True)
+            continue
+        finished.append(message)
+        print(f"study: {message} ({time.time() - started:.0f} s, {todo.qsize()} to start)", flush=True)
+
+
+def work(tasks: list[tuple]) -> None:
+    """Run (function, arguments), `jobs` at a time, each on a core of its own. A failure stops no other."""
+    todo, finished = queue.SimpleQueue(), []
     for task in tasks:
         todo.put(task)
-
-    def worker(core: int) -> None:
-        os.sched_setaffinity(0, {core})  # of this thread; what it starts inherits that
-        while not todo.empty():
-            try:
-                function, *arguments = todo.get_nowait()
-            except queue.Empty:
-                return
-            started = time.time()
-            try:
-                print(
-                    f"study: {function(*arguments)} ({time.time() - started:.0f} s, {todo.qsize()} to start)",
-                    flush=True,
-                )
-            except Broken as problem:
-                failed.append(str(problem))
-                print(f"study: {problem}", flush=True)
-
-    threads = [threading.Thread(target=worker, args=(core,)) for core in cores[: max(1, jobs)]]
+    cores = sorted(os.sched_getaffinity(0))[: max(1, jobs)]
+    threads = [threading.Thread(target=worker, args=(core, todo, finished)) for core in cores]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    failed = len(tasks) - len(finished)
     if failed:
         raise SystemExit(
-            f"study: {len(failed)} of {len(tasks)} runs failed, the lines above say where; the same command tries them again"
+            f"study: {failed} of {len(tasks)} runs failed, the lines above say where; "
+            "the same command tries them again"
         )
+
+
+# -----------------------------------------------------------------------------
+# statistics
+# -----------------------------------------------------------------------------
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """(mean, half width of its 95 % interval) over seeds.
+
+    t * sd / sqrt(n), with Student's t of n - 1 degrees of freedom
+    """
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return mean, math.inf
+    sd = np.std(values, ddof=1)
+    return mean, float(student_t.ppf(0.975, n - 1) * sd / math.sqrt(n))
+
+
+def difference(a: list[float], b: list[float]) -> tuple[float, float]:
+    """(mean of a - mean of b, half width of its 95 % interval), Welch 1947: no equal variances, no pairs.
+
+    t * sqrt(va + vb),  df = (va + vb)^2 / (va^2 / (na - 1) + vb^2 / (nb - 1))
+    with the variances of the means, va = var(a) / na and vb = var(b) / nb
+    """
+    mean = float(np.mean(a) - np.mean(b))
+    va = np.var(a, ddof=1) / len(a)
+    vb = np.var(b, ddof=1) / len(b)
+    if va + vb == 0:  # every run the same, as at 0 %
+        return mean, 0.0
+    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    return mean, float(student_t.ppf(0.975, df) * np.sqrt(va + vb))
+
+
+def spread(shares: list[float]) -> str:
+    """Mean and interval in %: "99.0 ± 0.5"; the mean alone if there is one run."""
+    mean, half = interval([100 * share for share in shares])
+    return f"{mean:.1f} ± {half:.1f}" if half < math.inf else f"{mean:.1f}"
 
 
 # -----------------------------------------------------------------------------
 # report
 # -----------------------------------------------------------------------------
 
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half width of its 95 % interval) over seeds: t * sd / sqrt(n), with Student's t of n - 1 degrees of freedom."""
-    n, mean = len(values), float(np.mean(values))
-    return mean, float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+MEASURES = [*((split, "accuracy") for split in SPLITS), ("clevr", "named")]
+MEASURE_TITLES = [*SPLITS.values(), "objects named rightly"]
 
 
-def difference(a: list[float], b: list[float]) -> tuple[float, float]:
-    """(mean of a - mean of b, half width of its 95 % interval), Welch 1947: no equal variances, no pairs.
-
-    t * sqrt(va / na + vb / nb),  df = (va / na + vb / nb)^2 / ((va / na)^2 / (na - 1) + (vb / nb)^2 / (nb - 1))
-    """
-    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    if va + vb == 0:  # every run the same, as at 0 %
-        return float(np.mean(a) - np.mean(b)), 0.0
-    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return float(np.mean(a) - np.mean(b)), float(t.ppf(0.975, df) * np.sqrt(va + vb))
+def table_head(titles: list[str]) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
 
 
-def spread(values: list[float]) -> str:
-    mean, half = interval([100 * v for v in values])
-    return f"{mean:.1f} ± {half:.1f}" if half < math.inf else f"{mean:.1f}"
+def table_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def measured(runs: list[dict], split: str, key: str) -> list[float]:
+    """On test scenes, one value a run."""
+    return [run["test"][split][key] for run in runs]
+
+
+def accuracy_table(runs: dict[str, list[dict]]) -> list[str]:
+    """Lines of Markdown: what the last checkpoints reach, and what they cost."""
+    out = table_head(["arm", "runs", *MEASURE_TITLES, "tokens", "CPU s"])
+    titles = {"cold": "the cold start"} | {arm: title for arm, (title, _) in ARMS.items()}
+    for arm, title in titles.items():
+        if arm not in runs:
+            continue
+        cells = [title, str(len(runs[arm]))]
+        cells += [spread(measured(runs[arm], split, key)) for split, key in MEASURES]
+        cells.append(f"{np.mean(measured(runs[arm], 'clevr', 'length')):.0f}")
+        seconds = [run["seconds"] for run in runs[arm] if "seconds" in run]
+        used = [one["training"] + one.get("sampling", 0) for one in seconds]
+        cells.append(f"{np.mean(used):.0f}" if used else "")
+        out.append(table_row(cells))
+    return out
+
+
+def difference_table(runs: dict[str, list[dict]]) -> list[str]:
+    """Lines of Markdown: each arm against e), bold where the interval excludes 0."""
+    out = ["", "Difference to e), points, with its 95 % interval (Welch):", ""]
+    out += table_head(["arm", *MEASURE_TITLES])
+    for arm, (title, _) in ARMS.items():
+        if arm == "grpo" or len(runs.get(arm, [])) < 2:
+            continue
+        cells = [title]
+        for split, key in MEASURES:
+            values = [100 * value for value in measured(runs[arm], split, key)]
+            grpo_values = [100 * value for value in measured(runs["grpo"], split, key)]
+            mean, half = difference(values, grpo_values)
+            shown = f"**{mean:+.1f}**" if abs(mean) > half else f"{mean:+.1f}"
+            cells.append(f"{shown} ± {half:.1f}")
+        out.append(table_row(cells))
+    return out
+
+
+def settings_table(settings: list[dict]) -> list[str]:
+    """Lines of Markdown: how the learning rates were chosen."""
+    out = [
+        "",
+        "Validation accuracy after half of the budget, 100 scenes each, one seed; "
+        "the choice is by the first column:",
+        "",
+    ]
+    out += table_head(["arm", "learning rate", *SPLITS.values()])
+    for line in sorted(settings, key=lambda line: (line["setting"], line["learning_rate"])):
+        arm, rate = line["setting"], line["learning_rate"]
+        taken = " (taken)" if rate == chosen_rate(arm) else ""
+        accuracies = [f"{100 * line['validation'][split]['accuracy']:.0f}" for split in SPLITS]
+        out.append(table_row([ARMS[arm][0], f"{rate:g}{taken}", *accuracies]))
+    return out
 
 
 def tables(runs: dict[str, list[dict]]) -> str:
     """Markdown: accuracy by split, differences to GRPO, and how the learning rates were chosen."""
-    head = [*SPLITS.values(), "objects named rightly", "tokens", "CPU s"]
-    out = ["| arm | runs | " + " | ".join(head) + " |", "|---|---|" + "---|" * len(head)]
-    for arm in ["cold", *ARMS]:
-        if arm not in runs:
-            continue
-        test = [r["test"] for r in runs[arm]]
-        cells = [spread([one[s]["accuracy"] for one in test]) for s in SPLITS] + [
-            spread([one["clevr"]["named"] for one in test])
-        ]
-        cells += [f"{np.mean([one['clevr']['length'] for one in test]):.0f}"]
-        used = [
-            r["seconds"]["training"] + r["seconds"].get("sampling", 0) for r in runs[arm] if "seconds" in r
-        ]
-        cells += [f"{np.mean(used):.0f}" if used else ""]
-        out.append(
-            f"| {ARMS[arm][0] if arm in ARMS else 'the cold start'} | {len(test)} | {' | '.join(cells)} |"
-        )
-    grpo, head = [r["test"] for r in runs.get("grpo", [])], [*SPLITS.values(), "objects named rightly"]
-    if len(grpo) > 1:
-        out += [
-            "",
-            "Difference to e), points, with its 95 % interval (Welch):",
-            "",
-            f"| arm | {' | '.join(head)} |",
-            "|---|" + "---|" * len(head),
-        ]
-        for arm in ARMS:
-            if arm != "grpo" and len(runs.get(arm, [])) > 1:
-                test, cells = [r["test"] for r in runs[arm]], []
-                for split, key in [(s, "accuracy") for s in SPLITS] + [("clevr", "named")]:
-                    mean, half = difference(
-                        [100 * one[split][key] for one in test], [100 * one[split][key] for one in grpo]
-                    )
-                    cells.append(
-                        ("**{:+.1f}** ± {:.1f}" if abs(mean) > half else "{:+.1f} ± {:.1f}").format(
-                            mean, half
-                        )
-                    )
-                out.append(f"| {ARMS[arm][0]} | {' | '.join(cells)} |")
-    settings = [line for line in lines() if "setting" in line]
+    out = accuracy_table(runs)
+    if len(runs.get("grpo", [])) > 1:
+        out += difference_table(runs)
+    settings = recorded("setting")
     if settings:
-        out += [
-            "",
-            "Validation accuracy after half of the budget, 100 scenes each, one seed; the choice is by the first column:",
-            "",
-            f"| arm | learning rate | {' | '.join(SPLITS.values())} |",
-            "|---|---|" + "---|" * len(SPLITS),
-        ]
-        for line in sorted(settings, key=lambda line: (line["setting"], line["learning_rate"])):
-            taken = " (taken)" if line["learning_rate"] == chosen_rate(line["setting"]) else ""
-            cells = " | ".join(f"{100 * line['validation'][split]['accuracy']:.0f}" for split in SPLITS)
-            out.append(f"| {ARMS[line['setting']][0]} | {line['learning_rate']:g}{taken} | {cells} |")
+        out += settings_table(settings)
     return "\n".join(out)
 
 
+def draw_curve(ax, arm: str, color: str, curves: list[dict], start: float, split: str) -> None:
+    """Validation accuracy of an arm in one split: the mean over its runs, and their range behind it."""
+    samples = sorted(int(point) for point in curves[0])
+    accuracies = [[100 * curve[str(point)][split]["accuracy"] for point in samples] for curve in curves]
+    accuracies = np.array(accuracies)  # (runs, points)
+    x = np.array([0, *samples]) / 1000
+    mean = [start, *accuracies.mean(0)]
+    low = [start, *accuracies.min(0)]
+    high = [start, *accuracies.max(0)]
+    width = 2.2 if arm == "grpo" else 1.5
+    style = "--" if arm.endswith("_slow") else "-"
+    ax.plot(x, mean, color=color, lw=width, ls=style, marker="o", ms=3, label=ARMS[arm][0])
+    ax.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+
+
 def figure(runs: dict[str, list[dict]], path: Path) -> None:
-    """Validation accuracy against samples: a panel for each split, supervised arms above, variants of GRPO below, all beside e)."""
+    """Validation accuracy against samples: imitation above, variants of GRPO below, all beside e)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -468,93 +559,80 @@ def figure(runs: dict[str, list[dict]], path: Path) -> None:
     )
     with plt.rc_context(LOOK):
         fig, axes = plt.subplots(
-            2, len(SPLITS), figsize=(13, 5.6), sharex=True, sharey=True, layout="constrained"
+            len(rows), len(SPLITS), figsize=(13, 5.6), sharex=True, sharey=True, layout="constrained"
         )
-        for row, (line, names) in enumerate(zip(axes, rows, strict=True)):
+        for line, names in zip(axes, rows, strict=True):
             for ax, split in zip(line, SPLITS, strict=True):
+                start = np.nan
+                if "cold" in runs:
+                    start = 100 * runs["cold"][0]["curve"]["0"][split]["accuracy"]
                 for arm in ("grpo", *names):
                     if arm not in runs:
                         continue
-                    curves = [r["curve"] for r in runs[arm]]
-                    at = sorted(map(int, curves[0]))
-                    values = np.array(
-                        [[100 * c[str(x)][split]["accuracy"] for x in at] for c in curves]
-                    )  # (runs, points)
-                    start = (
-                        100 * runs["cold"][0]["curve"]["0"][split]["accuracy"] if "cold" in runs else np.nan
-                    )
                     color = INK if arm == "grpo" else PALETTE[names.index(arm.removesuffix("_slow"))]
-                    x, y = np.array([0, *at]) / 1000, np.array([start, *values.mean(0)])
-                    width, style = 2.2 if arm == "grpo" else 1.5, "--" if arm.endswith("_slow") else "-"
-                    ax.plot(x, y, color=color, lw=width, ls=style, marker="o", ms=3, label=ARMS[arm][0])
-                    ax.fill_between(
-                        x, [start, *values.min(0)], [start, *values.max(0)], color=color, alpha=0.12, lw=0
-                    )
-                if row == 0:
-                    ax.set_title(SPLITS[split], fontsize=9.5, color=INK)
-                else:
-                    ax.set_xlabel("thousand samples")
+                    draw_curve(ax, arm, color, [run["curve"] for run in runs[arm]], start, split)
             line[0].set_ylabel("accuracy, %")
             line[0].set_ylim(-3, 103)
             handles, labels = line[0].get_legend_handles_labels()
             line[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        for column, title in enumerate(SPLITS.values()):
+            axes[0][column].set_title(title, fontsize=9.5, color=INK)
+            axes[-1][column].set_xlabel("thousand samples")
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=110)
         plt.close(fig)
 
 
+def report() -> None:
+    """The tables in the page beside the record, between their marks, and the figure."""
+    runs = collections.defaultdict(list)
+    for line in recorded("arm"):
+        runs[line["arm"]].append(line)
+    if not runs:
+        raise SystemExit(f"report: '{record}' holds no run yet; run --stage=settings,run first")
+    page = Path(record).with_suffix(".md")
+    text = page.read_text() if page.exists() else "<!-- tables -->\n<!-- end of tables -->\n"
+    new = tables(runs)
+    text = re.sub(
+        r"(<!-- tables -->\n).*?(<!-- end of tables -->)",
+        lambda marks: f"{marks[1]}{new}\n{marks[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+    write(page, text)
+    figure(runs, page.with_suffix(".png"))
+    total = sum(len(of_arm) for of_arm in runs.values())
+    print(f"report: {page}, {page.with_suffix('.png')}, {total} runs")
+
+
+# -----------------------------------------------------------------------------
+# main
+# -----------------------------------------------------------------------------
+
+
+def check_names(knob: str, values: list[str], legal: tuple) -> None:
+    for value in values:
+        if value not in legal:
+            raise SystemExit(f"{knob}: '{value}' is none of {', '.join(legal)}")
+
+
 if __name__ == "__main__":
-    config = configure(globals(), sys.argv[1:], __file__)
-    stages, wanted = stage.split(","), [a for a in arms.split(",") if a] or list(ARMS)
-    for name, values, legal in (
-        ("stage", stages, ("settings", "run", "report")),
-        ("arms", wanted, tuple(ARMS)),
-    ):
-        for value in values:
-            if value not in legal:
-                raise SystemExit(f"{name}: '{value}' is none of {', '.join(legal)}")
+    configure(globals(), sys.argv[1:], __file__)
+    stages = stage.split(",")
+    check_names("stage", stages, ("settings", "run", "report"))
+    wanted = [arm for arm in arms.split(",") if arm] or list(ARMS)
+    check_names("arms", wanted, tuple(ARMS))
     if not all(part.strip().isdigit() for part in seeds.split(",")):
         raise SystemExit(f"seeds: '{seeds}' is no list of numbers; write --seeds=0,1,2")
     numbers = [int(part) for part in seeds.split(",")]
-    done = {(line["arm"], line["seed"]): line for line in lines() if "arm" in line}
-    if {"settings", "run"} & set(stages):
+
+    os.chdir(ROOT)  # the paths of the config block, of configs/study/ and of the commands begin there
+    done = {(line["arm"], line["seed"]) for line in recorded("arm")}
+    if "settings" in stages or "run" in stages:
         work([(prepare, done)])
     if "settings" in stages:
-        tried = {(line["setting"], line["learning_rate"]) for line in lines() if "setting" in line}
-        work(
-            [
-                (one_setting, arm, rate)
-                for script in RATES
-                for arm in CHOSEN_BY[script]
-                for rate in RATES[script]
-                if (arm, rate) not in tried
-            ]
-        )
+        work(missing_settings())
     if "run" in stages:
-        # all arms of a seed before the next seed: stopped at any time, the table compares like with like
-        work(
-            [
-                (one_run, arm, seed, chosen_rate(arm))
-                for seed in numbers
-                for arm in wanted
-                if (arm, seed) not in done
-            ]
-        )
+        work(missing_runs(wanted, numbers, done))
     if "report" in stages:
-        runs = collections.defaultdict(list)
-        for line in lines():
-            if "arm" in line:
-                runs[line["arm"]].append(line)
-        if not runs:
-            raise SystemExit(f"report: '{record}' holds no run yet; run --stage=settings,run first")
-        page = Path(record).with_suffix(".md")
-        text = page.read_text() if page.exists() else "<!-- tables -->\n<!-- end of tables -->\n"
-        text = re.sub(
-            r"(<!-- tables -->\n).*?(<!-- end of tables -->)",
-            lambda m: f"{m[1]}{tables(runs)}\n{m[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        write(page, text)
-        figure(runs, page.with_suffix(".png"))
-        print(f"report: {page}, {page.with_suffix('.png')}, {sum(map(len, runs.values()))} runs")
+        report()

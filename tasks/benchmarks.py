@@ -1,10 +1,11 @@
-"""The benchmarks that R1-V and OpenV-R1 report, by name: rows, answer rule, limits, published figures. Their files: adapters.py.
+"""The benchmarks that R1-V and OpenV-R1 report, by name: rows, answer rule, limits, published figures.
 
     python eval.py --model=... --bench=superclevr200,mmmu
     python -m tasks.benchmarks                                   # the table of the README
 
-eval.py reports two figures: ours (rewards.py) and, for comparison with published numbers, the rule that the original
-evaluation script applied. These rules are written down here as they were, flaws included, so never train on them.
+Their files: adapters.py. eval.py reports two figures: ours (rewards.py) and, for comparison with published
+numbers, the rule that the original evaluation script applied. These rules are written down here as they were,
+flaws included, so never train on them.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from tasks.adapters import ADAPTERS
 
 # -----------------------------------------------------------------------------
-# published answer rules: rule(output, row) -> bool. They read row["solution"] only and never raise.
+# published answer rules: rule(output, row) -> bool; they read row["solution"] only and never raise
 # -----------------------------------------------------------------------------
 
 
@@ -31,104 +32,113 @@ def superclevr_rule(output: str, row: dict) -> bool:
 def geoqa_rule(output: str, row: dict) -> bool:
     """R1-V's GeoQA script: math_verify on the WHOLE output against the reference as it stands.
 
-    Any number of the reasoning can win, 10√3 counts as 10, and references like 2√{3} are read as 2: about 1 verdict in 18
-    is wrong, in both directions. The versions differ, too: published figures come from math_verify 0.5.
+    Any number of the reasoning can win, 10√3 counts as 10, and references like 2√{3} are read as 2: about 1
+    verdict in 18 is wrong, in both directions. The versions differ, too: published figures come from
+    math_verify 0.5.
     """
     from math_verify import parse, verify  # loads sympy: a second
     from math_verify.errors import TimeoutException
 
     try:
-        # 10,000 characters are 2,500 tokens, more than the script let a model write; the time limits keep the rest in bounds
-        given, gold = (parse(text, parsing_timeout=2) for text in (output[:10000], row["solution"]))
-        return bool(
-            verify(given, gold, timeout_seconds=2)
-        )  # in this order, as there, although math_verify wants (gold, answer)
+        # 10,000 characters are 2,500 tokens, more than the script let a model write
+        given = parse(output[:10000], parsing_timeout=2)
+        reference = parse(row["solution"], parsing_timeout=2)
+        # in this order, as there, although math_verify wants (reference, answer)
+        return bool(verify(given, reference, timeout_seconds=2))
     except (TimeoutException, ValueError, TypeError, RecursionError):
         return False
 
 
 def rec_rule(output: str, row: dict) -> bool:
-    """OpenV-R1's RefCOCO script: the first box of four integers in the first tag, IoU with the reference over 0.5.
+    """OpenV-R1's RefCOCO script: the first box of four integers in the first tag has an IoU over 0.5.
 
-    Decimals are no box, and coordinates are compared in original pixels although Qwen2.5-VL writes them in the resized frame.
+    Decimals are no box, and coordinates are compared in original pixels although Qwen2.5-VL writes them in
+    the resized frame.
     """
+    given = [0, 0, 0, 0]
     tag = re.search(r"<answer>(.*?)</answer>", output, re.DOTALL)
-    found = re.search(r"\[(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})\]", tag[1]) if tag else None
-    a = [int(x) for x in found.groups()] if found else [0, 0, 0, 0]
+    if tag:
+        found = re.search(r"\[(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})\]", tag[1])
+        if found:
+            given = [int(number) for number in found.groups()]
     try:
-        b = [float(x) for x in json.loads(row["solution"])][:4]
-        (x1, y1), (x2, y2) = (max(a[i], b[i]) for i in (0, 1)), (min(a[i], b[i]) for i in (2, 3))
+        reference = [float(number) for number in json.loads(row["solution"])]
+        left = max(given[0], reference[0])
+        top = max(given[1], reference[1])
+        right = min(given[2], reference[2])  # right and bottom are the first pixels outside
+        bottom = min(given[3], reference[3])
     except (ValueError, TypeError, IndexError):
         return False
-    overlap = (
-        (x2 - x1) * (y2 - y1) if x2 - 1 > x1 and y2 - 1 > y1 else 0
-    )  # x2 and y2 are the first pixels outside
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
+    overlap = 0
+    if right - 1 > left and bottom - 1 > top:
+        overlap = (right - left) * (bottom - top)
+    union = area(given) + area(reference) - overlap
     return union > 0 and overlap / union > 0.5
 
 
-def ladder_rule(output: str, row: dict) -> bool:
-    """OpenV-R1's scorer of MathVision, MathVerse, OlympiadBench and MMMU: the first test that says "right" wins.
+def area(box: list) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
-    math_verify on whole texts; the last tag as a string; as a number; as an option letter found anywhere; as cleaned text. (Its
-    partial credit for similar texts counts as wrong in evaluation, so similarity itself plays no part.) Flaws: those of geoqa_rule,
-    an article counts as option A, and "None of the options" as the option that its words happen to contain.
+
+def ladder_rule(output: str, row: dict) -> bool:
+    """OpenV-R1's scorer of MathVision, MathVerse, OlympiadBench and MMMU: the first test to say "right" wins.
+
+    math_verify on whole texts; the last tag as a string; as a number; as an option letter found anywhere; as
+    cleaned text. (Its partial credit for similar texts counts as wrong in evaluation, so similarity itself
+    plays no part.) Flaws: those of geoqa_rule, an article counts as option A, and "None of the options" as
+    the option that its words happen to contain.
     """
-    gold = row["solution"]
+    reference = row["solution"]
     if geoqa_rule(output, row):
         return True
-    last = [(re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL) or [text])[-1] for text in (output, gold)]
-    given, wanted = (re.sub(r"\s*([-+*/=])\s*", r"\1", text.strip()) for text in last)
+    tags = [last_tag(output), last_tag(reference)]
+    given, wanted = (re.sub(r"\s*([-+*/=])\s*", r"\1", text.strip()) for text in tags)
     if given == wanted:
         return True
-    plain = [text.replace("\n", " ").strip().rstrip(".").lower() for text in last]
-    if re.search(r"\d", gold):
+    given, wanted = (text.replace("\n", " ").strip().rstrip(".").lower() for text in tags)
+    if re.search(r"\d", reference):
         try:
-            return float(plain[0]) == float(plain[1])
+            return float(given) == float(wanted)
         except ValueError:
-            return plain[0] == plain[1]
-    if re.search(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", gold):
-        letters = [guess_letter(text) for text in plain]
-        return letters[0] is not None and letters[0] == letters[1]
-    return plain[0] == plain[1]
+            return given == wanted
+    if re.search(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", reference):
+        letter = guess_letter(given)
+        return letter is not None and letter == guess_letter(wanted)
+    return given == wanted
 
 
-HINTS = (
-    "ANSWER",
-    "CORRECT",
-    "CHOOSE",
-    "SELECT",
-    "RIGHT",
-    "THINK",
-    "BELIEVE",
-    "SHOULD",
-    "答案",
-    "选择",
-    "正确",
-    "认为",
-    "应该",
-)
+def last_tag(text: str) -> str:
+    """What stands in the last answer tag, the whole text if there is none."""
+    tags = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    return tags[-1] if tags else text
+
+
+HINTS = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")
+HINTS += ("答案", "选择", "正确", "认为", "应该")
 
 
 def guess_letter(text: str) -> str | None:
-    """The option letter that ladder_rule reads out of a text: of all letters that stand alone the one with the most points.
-
-    A point for each hint within 20 characters, 2 in the last 30 % of the text, 1 before punctuation. The place of a letter is where it
-    FIRST occurs, be it within a word: part of the published rule.
-    """
+    """The option letter that ladder_rule reads out of a text: the one with most points that stands alone."""
     text = text.upper()
     letters = list(dict.fromkeys(re.findall(r"(?<![A-Z])[A-Z](?![A-Z])", text)))
+    if not letters:
+        return None
+    return max(letters, key=lambda letter: letter_points(letter, text))  # the first of equals
 
-    def points(letter):
-        at = text.find(letter)
-        near = text[max(0, at - 20) : at + 20]
-        return (
-            sum(hint in near for hint in HINTS)
-            + 2 * (at > 0.7 * len(text))
-            + (text[at + 1 : at + 2] in tuple(".,!:;。，"))
-        )
 
-    return max(letters, key=points) if letters else None  # the first of equals
+def letter_points(letter: str, text: str) -> int:
+    """A point for each hint within 20 characters, 2 in the last 30 % of the text, 1 before punctuation.
+
+    The place of a letter is where it FIRST occurs, be it within a word: part of the published rule.
+    """
+    place = text.find(letter)
+    near = text[max(0, place - 20) : place + 20]
+    points = sum(hint in near for hint in HINTS)
+    if place > 0.7 * len(text):
+        points += 2
+    if text[place + 1 : place + 2] in tuple(".,!:;。，"):
+        points += 1
+    return points
 
 
 # -----------------------------------------------------------------------------
@@ -145,72 +155,59 @@ class Benchmark(NamedTuple):
     published: str = ""  # accuracy in %, from the READMEs and logs of R1-V and OpenV-R1
 
 
+# fmt: off
 BENCHMARKS = {
-    "superclevr200": Benchmark(
-        "superclevr200",
-        "test",
-        256,
-        superclevr_rule,
-        200,
-        "Qwen2-VL-2B 48.0 → 82.5; with `--template=direct` 79 to 86 before any training",
-    ),
-    "superclevr5k": Benchmark(
-        "superclevr5k",
-        "test",
-        256,
-        superclevr_rule,
-        5000,
-        "Qwen2.5-VL-3B 64.1 → 93.4; always answering 1: 39.1",
-    ),
-    "cogent_val_a": Benchmark("cogent_val_a", "train", 256, superclevr_rule, 5000),
-    "cogent_val_b": Benchmark(
-        "cogent_val_b", "train", 256, superclevr_rule, 5000, "Qwen2-VL-2B 53 → 99 (counting, from a figure)"
-    ),
-    "geoqa_test": Benchmark(
-        "geoqa_test",
-        "test",
-        1024,
-        geoqa_rule,
-        754,
-        "Qwen2-VL-7B 30.6 → 38.7; Qwen2.5-VL-3B 35.4 → 47.5 (R1-V), 37.0 → 54.2 (OpenV-R1)",
-    ),
-    "refcoco_val": Benchmark(
-        "refcoco",
-        "val",
-        512,
-        rec_rule,
-        10834,
-        "Qwen2.5-VL-3B 90.1 after; mean of the three val sets 75.3 → 86.1",
-    ),
-    "refcoco_testA": Benchmark("refcoco", "testA", 512, rec_rule, 5657),
-    "refcoco_testB": Benchmark("refcoco", "testB", 512, rec_rule, 5095),
-    "refcocop_val": Benchmark("refcocop", "val", 512, rec_rule, 10758, "84.4 after"),
-    "refcocop_testA": Benchmark("refcocop", "testA", 512, rec_rule, 5726),
-    "refcocop_testB": Benchmark("refcocop", "testB", 512, rec_rule, 4889),
-    "refcocog_val": Benchmark("refcocog", "val", 512, rec_rule, 4896, "83.7 after"),
-    "refcocog_test": Benchmark("refcocog", "test", 512, rec_rule, 9602),
-    "refgta": Benchmark("refgta", "test", 512, rec_rule, 0),
-    "mathvision": Benchmark("mathvision", "test", 4096, ladder_rule, 3040, "Qwen2.5-VL-3B 14.4 → 19.1"),
-    "mathverse": Benchmark("mathverse", "train", 2048, ladder_rule, 3940, "Qwen2.5-VL-3B 27.6 → 40.0"),
-    "olympiadbench": Benchmark("olympiadbench", "test_en", 4096, ladder_rule, 0, "Qwen2.5-VL-3B 14.6 → 15.5"),
-    "mmmu": Benchmark("mmmu", "validation", 4096, ladder_rule, 900, "Qwen2.5-VL-3B 40.5 → 47.9"),
-    "gsm8k": Benchmark("gsm8k", "test", 1024, None, 1319),
-    "math500": Benchmark("math500", "test", 2048, None, 500),
+    "superclevr200":  Benchmark("superclevr200", "test",        256, superclevr_rule,   200,
+        "Qwen2-VL-2B 48.0 → 82.5; with `--template=direct` 79 to 86 before any training"),
+    "superclevr5k":   Benchmark("superclevr5k",  "test",        256, superclevr_rule,  5000,
+        "Qwen2.5-VL-3B 64.1 → 93.4; always answering 1: 39.1"),
+    "cogent_val_a":   Benchmark("cogent_val_a",  "train",       256, superclevr_rule,  5000),
+    "cogent_val_b":   Benchmark("cogent_val_b",  "train",       256, superclevr_rule,  5000,
+        "Qwen2-VL-2B 53 → 99 (counting, from a figure)"),
+    "geoqa_test":     Benchmark("geoqa_test",    "test",       1024, geoqa_rule,        754,
+        "Qwen2-VL-7B 30.6 → 38.7; Qwen2.5-VL-3B 35.4 → 47.5 (R1-V), 37.0 → 54.2 (OpenV-R1)"),
+    "refcoco_val":    Benchmark("refcoco",       "val",         512, rec_rule,        10834,
+        "Qwen2.5-VL-3B 90.1 after; mean of the three val sets 75.3 → 86.1"),
+    "refcoco_testA":  Benchmark("refcoco",       "testA",       512, rec_rule,         5657),
+    "refcoco_testB":  Benchmark("refcoco",       "testB",       512, rec_rule,         5095),
+    "refcocop_val":   Benchmark("refcocop",      "val",         512, rec_rule,        10758, "84.4 after"),
+    "refcocop_testA": Benchmark("refcocop",      "testA",       512, rec_rule,         5726),
+    "refcocop_testB": Benchmark("refcocop",      "testB",       512, rec_rule,         4889),
+    "refcocog_val":   Benchmark("refcocog",      "val",         512, rec_rule,         4896, "83.7 after"),
+    "refcocog_test":  Benchmark("refcocog",      "test",        512, rec_rule,         9602),
+    "refgta":         Benchmark("refgta",        "test",        512, rec_rule,            0),
+    "mathvision":     Benchmark("mathvision",    "test",       4096, ladder_rule,      3040,
+        "Qwen2.5-VL-3B 14.4 → 19.1"),
+    "mathverse":      Benchmark("mathverse",     "train",      2048, ladder_rule,      3940,
+        "Qwen2.5-VL-3B 27.6 → 40.0"),
+    "olympiadbench":  Benchmark("olympiadbench", "test_en",    4096, ladder_rule,         0,
+        "Qwen2.5-VL-3B 14.6 → 15.5"),
+    "mmmu":           Benchmark("mmmu",          "validation", 4096, ladder_rule,       900,
+        "Qwen2.5-VL-3B 40.5 → 47.9"),
+    "gsm8k":          Benchmark("gsm8k",         "test",       1024, None,             1319),
+    "math500":        Benchmark("math500",       "test",       2048, None,              500),
 }
+# fmt: on
 
 
 def choose(text: str) -> dict[str, str]:
-    """{name: source} of "superclevr200,mmmu@/data/mmmu": an @ names a local copy, refcoco all of its splits, all everything.
+    """{name: source} of "superclevr200,mmmu@/data/mmmu".
 
-    Raises SystemExit, one sentence, for a name that is not in the table.
+    An @ names a local copy, "refcoco" means all of its splits, "all" everything. Raises SystemExit, one
+    sentence, for a name that is not in the table.
     """
     chosen = {}
-    for word in filter(None, (part.strip() for part in text.split(","))):
+    for word in text.split(","):
+        word = word.strip()
+        if not word:
+            continue
         wanted, _, path = word.partition("@")
-        names = [n for n in BENCHMARKS if wanted == "all" or n == wanted or n.startswith(wanted + "_")]
+        names = [name for name in BENCHMARKS if wanted in ("all", name) or name.startswith(f"{wanted}_")]
         if not names:
             raise SystemExit(f"bench: '{wanted}' is none of {', '.join(BENCHMARKS)}")
-        chosen |= {n: f"{BENCHMARKS[n].source}@{path}" if path else BENCHMARKS[n].source for n in names}
+        for name in names:
+            source = BENCHMARKS[name].source
+            chosen[name] = f"{source}@{path}" if path else source
     return chosen
 
 
@@ -220,14 +217,21 @@ def table_markdown() -> str:
         "| `--bench=` | rows | prompt, tokens | download | published before → after RL, % |",
         "|---|---|---|---|---|",
     ]
-    before = ""
-    for name, b in BENCHMARKS.items():
-        a = ADAPTERS[b.source]
-        get = f"[{a.hub}](https://huggingface.co/datasets/{a.hub})" if a.hub else a.get
-        get, before = "the same" if get == before else get, get
-        lines.append(
-            f"| {name} | {b.rows or ''} | {a.template or 'think'}, {b.tokens} | {get} | {b.published} |"
-        )
+    last_get = ""
+    for name, benchmark in BENCHMARKS.items():
+        adapter = ADAPTERS[benchmark.source]
+        get = adapter.get
+        if adapter.hub:
+            get = f"[{adapter.hub}](https://huggingface.co/datasets/{adapter.hub})"
+        cells = [
+            name,
+            str(benchmark.rows or ""),
+            f"{adapter.template or 'think'}, {benchmark.tokens}",
+            "the same" if get == last_get else get,
+            benchmark.published,
+        ]
+        last_get = get
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

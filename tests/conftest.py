@@ -1,4 +1,4 @@
-"""Fixtures: the tiny models, built once per test session in a temporary folder, and one process group of one process."""
+"""Fixtures: the tiny models, built once per test session in a temporary folder."""
 
 import sys
 from pathlib import Path
@@ -20,13 +20,12 @@ def tiny_folder(tmp_path_factory):
     import data
     import qwen
 
-    base, corpus = tmp_path_factory.mktemp("tiny"), None
+    base = tmp_path_factory.mktemp("tiny")
 
     def build(family: str = "qwen2_5_vl") -> str:
-        nonlocal corpus
-        corpus = corpus or data.tiny_corpus()
-        if not (base / family).exists():
-            qwen.build_tiny(str(base / family), corpus, family)
-        return str(base / family)
+        folder = base / family
+        if not folder.exists():
+            qwen.build_tiny(str(folder), data.tiny_corpus(), family)
+        return str(folder)
 
     return build

@@ -42,27 +42,32 @@ GRPO = [
 SOURCES = "scenes:clevr?rows=8&seed=3&layout=grid&objects=1-2"  # held-out rows
 
 
+def environment(bin: Path) -> dict[str, str]:
+    """The variables of a script's process: ours, without what an engine in the pytest process has set."""
+    of_engine = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    inherited = {name: value for name, value in os.environ.items() if name not in of_engine}
+    # as in an activated environment: DeepSpeed's extension is compiled anew (a minute) whenever another ninja
+    # is found first
+    path = f"{bin}{os.pathsep}{inherited.get('PATH', '')}"
+    return inherited | {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 class Script:
     """A running script; its output (both streams) is in `log`. With ranks > 1 it is started by torchrun."""
 
-    def __init__(
-        self, command: list[str], log: Path, ranks: int = 1, env: dict | None = None, preexec_fn=None
-    ):
+    def __init__(self, command: list[str], log: Path, ranks=1, env: dict | None = None, preexec_fn=None):
+        self.command = command
+        self.log = log
         bin = Path(sys.executable).parent
-        self.command, self.log = command, log
-        start = [str(bin / "torchrun"), "--standalone", f"--nproc_per_node={ranks}"]
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        inherited = {
-            k: v for k, v in os.environ.items() if k not in names
-        }  # an engine in the pytest process has set these
-        # as in an activated environment: DeepSpeed's extension is compiled anew (a minute) whenever another ninja is found first
-        inherited["PATH"] = f"{bin}{os.pathsep}{inherited.get('PATH', '')}"
-        environment = inherited | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
+        if ranks > 1:
+            start = [str(bin / "torchrun"), "--standalone", f"--nproc_per_node={ranks}"]
+        else:
+            start = [sys.executable]
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                (start if ranks > 1 else [sys.executable]) + command,
+                start + command,
                 cwd=ROOT,
-                env=environment,
+                env=environment(bin) | (env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -75,9 +80,8 @@ class Script:
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        if (
-            "torchrun" in self.process.args[0]
-        ):  # its workers have sessions of their own; asked politely it ends them
+        # torchrun's workers have sessions of their own; asked politely it ends them
+        if "torchrun" in self.process.args[0]:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(60)
@@ -119,11 +123,16 @@ def records(out_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 
 def refuses(command: list[str], log: Path, *words: str, **options) -> str:
-    """The script ends with exit code 1 and one sentence that holds all `words`; no traceback. Returns the sentence."""
+    """The script ends with exit code 1 and one sentence that holds all `words`; no traceback.
+
+    Returns the sentence.
+    """
     text = run(command, log, code=1, **options)
     assert "Traceback" not in text, text[-4000:]
-    found = [
-        line for line in text.splitlines() if all(word in line for word in words) and " -> " not in line
-    ]  # not the echoed knobs
+    found = []
+    for line in text.splitlines():
+        is_echo = " -> " in line  # of a knob that was set
+        if not is_echo and all(word in line for word in words):
+            found.append(line)
     assert len(found) == 1, f"{len(found)} lines with {words}:\n{text[-4000:]}"
     return found[0]

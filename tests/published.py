@@ -1,4 +1,6 @@
-"""Tiny files in the exact layout in which every data set of adapters.py is published: file names, column names and types.
+"""Tiny files in the exact layout in which every data set of adapters.py is published.
+
+Names of files, names of columns and types are those of the originals.
 
     spec = published.write("mmmu", tmp_path)      # writes tmp_path/mmmu/..., returns "mmmu@tmp_path/mmmu"
     rows = data.load_rows(spec, "validation")
@@ -36,38 +38,32 @@ def embedded(image: Image.Image | None, path: str | None = None) -> dict | None:
 def write_parquet(
     path: Path, records: list[dict], images: tuple[str, ...] = (), image_lists: tuple[str, ...] = ()
 ) -> None:
-    """Records as `datasets` pushes them to the hub, with its description of the image columns in the file's metadata."""
+    """Records as `datasets` pushes them to the hub: the file's metadata describes the image columns."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
     features = {}
     if images or image_lists:
         plain = [{k: v for k, v in r.items() if k not in (*images, *image_lists)} for r in records]
-        features = datasets.Features(
-            {
-                **datasets.Dataset.from_list(plain).features,
-                **{c: datasets.Image() for c in images},
-                **{c: datasets.List(datasets.Image()) for c in image_lists},
-            }
-        )
+        features = datasets.Features(datasets.Dataset.from_list(plain).features)
+        features.update({column: datasets.Image() for column in images})
+        features.update({column: datasets.List(datasets.Image()) for column in image_lists})
     datasets.Dataset.from_list(records, features=features or None).to_parquet(path)
 
 
 def write_shards(folder: Path, split: str, records: list[dict], shards: int = 1, **columns) -> None:
     for k in range(shards):
-        write_parquet(
-            folder / f"{split}-{k:05d}-of-{shards:05d}.parquet", records[k::shards] or records[:1], **columns
-        )
+        path = folder / f"{split}-{k:05d}-of-{shards:05d}.parquet"
+        write_parquet(path, records[k::shards] or records[:1], **columns)
 
 
 def write_json(path: Path, content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (
-        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in content)
-        if path.suffix == ".jsonl"
-        else json.dumps(content)
-    )
-    path.write_text(lines, encoding="utf-8")
+    if path.suffix == ".jsonl":
+        text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in content)
+    else:
+        text = json.dumps(content)
+    path.write_text(text, encoding="utf-8")
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -84,6 +80,11 @@ def cycle(examples: list[dict], rows: int) -> list[dict]:
 # -----------------------------------------------------------------------------
 
 COUNT = "How many items are there in the image?"
+REC = "Please provide the bounding box coordinate of the region this sentence describes: "
+CHOICES = (
+    "As shown in the figure, AB parallel CD, then angle 2 is equal to ()\n"
+    "Choices:\nA:50°\nB:60°\nC:65°\nD:90°"
+)
 
 
 def counting(name, folder, rows):
@@ -136,7 +137,7 @@ def ocean_visual(name, folder, rows):
     examples = [
         {"problem": COUNT, "solution": "<answer> 4 </answer>", "has_image": True, "reward_func": "default"},
         {
-            "problem": "Please provide the bounding box coordinate of the region this sentence describes: the red block",
+            "problem": f"{REC}the red block",
             "solution": "<answer> [30,20,110,90] </answer>",
             "has_image": True,
             "reward_func": "iou",
@@ -157,11 +158,8 @@ def ocean_text(name, folder, rows):
         {"problem": "Compute $3 \\cdot 4$.", "solution": "<answer> 12 </answer>"},
         {"problem": "Simplify $\\sqrt{12}$.", "solution": "<answer> 2\\sqrt{3} </answer>"},
     ]
-    write_shards(
-        folder / "data",
-        "train",
-        [e | {"has_image": False, "reward_func": "default"} for e in cycle(examples, rows)],
-    )
+    records = [e | {"has_image": False, "reward_func": "default"} for e in cycle(examples, rows)]
+    write_shards(folder / "data", "train", records)
 
 
 def superclevr200(name, folder, rows):
@@ -203,10 +201,8 @@ def superclevr5k(name, folder, rows):
                     "question_hash": "count",
                 }
             )
-    write_json(
-        folder / "superCLEVR_questions_30k.json",
-        {"info": {"split": "new", "version": "1.0"}, "questions": questions},
-    )
+    content = {"info": {"split": "new", "version": "1.0"}, "questions": questions}
+    write_json(folder / "superCLEVR_questions_30k.json", content)
 
 
 def geoqa_test(name, folder, rows):
@@ -234,8 +230,7 @@ def refcoco(name, folder, rows):
             records.append(
                 {
                     "image": file,
-                    "problem": "Please provide the bounding box coordinate of the region this sentence describes: "
-                    f"the red block ({split})",
+                    "problem": f"{REC}the red block ({split})",
                     "solution": BOX,
                     "normalized_solution": [BOX[0] / 150, BOX[1] / 100, BOX[2] / 150, BOX[3] / 100],
                 }
@@ -250,8 +245,7 @@ def refgta(name, folder, rows):
         records.append(
             {
                 "image": f"{i}.png",
-                "problem": "Please provide the bounding box coordinate of the region this sentence "
-                "describes: the man beside the red block",
+                "problem": f"{REC}the man beside the red block",
                 "solution": [30.5, 20.0, 110.0, 90.25],
             }
         )
@@ -296,9 +290,6 @@ def mathvision(name, folder, rows):
             for i, e in enumerate(cycle(examples, rows))
         ]
         write_shards(folder / "data", split, records, images=("decoded_image",))
-
-
-CHOICES = "As shown in the figure, AB parallel CD, then angle 2 is equal to ()\nChoices:\nA:50°\nB:60°\nC:65°\nD:90°"
 
 
 def mathverse(name, folder, rows):
@@ -351,9 +342,8 @@ def mathverse_official(name, folder, rows):
         for i, e in enumerate(cycle(examples, rows))
     ]
     write_parquet(folder / "testmini.parquet", records, images=("image",))
-    write_parquet(
-        folder / "testmini_text_only.parquet", [{k: v for k, v in r.items() if k != "image"} for r in records]
-    )
+    text_only = [{k: v for k, v in r.items() if k != "image"} for r in records]
+    write_parquet(folder / "testmini_text_only.parquet", text_only)
 
 
 def olympiadbench(name, folder, rows):
@@ -427,24 +417,20 @@ def mmmu(name, folder, rows):
         for split in ("dev", "validation", "test"):
             records = []
             for i, e in enumerate(cycle(examples, rows)):
-                pictures = {
-                    f"image_{n}": embedded(picture(i * 7 + n))
-                    if n <= (2 if "<image 2>" in e["question"] else 1)
-                    else None
-                    for n in range(1, 8)
+                record = {
+                    "id": f"{split}_{subject}_{i + 1}",
+                    "explanation": "",
+                    "img_type": "['Tables']",
+                    "subfield": "Any",
+                    "topic_difficulty": "Medium",
                 }
-                records.append(
-                    {
-                        "id": f"{split}_{subject}_{i + 1}",
-                        "explanation": "",
-                        "img_type": "['Tables']",
-                        "subfield": "Any",
-                        "topic_difficulty": "Medium",
-                    }
-                    | e
-                    | pictures
-                    | ({"answer": "?"} if split == "test" else {})
-                )
+                record |= e
+                there = 2 if "<image 2>" in e["question"] else 1
+                for n in range(1, 8):
+                    record[f"image_{n}"] = embedded(picture(i * 7 + n)) if n <= there else None
+                if split == "test":
+                    record["answer"] = "?"
+                records.append(record)
             write_shards(folder / subject, split, records, images=tuple(f"image_{n}" for n in range(1, 8)))
 
 
@@ -457,12 +443,9 @@ def gsm8k(name, folder, rows):
         {"question": "A farm sells 2,125 eggs. How many?", "answer": "It sells them all.\n#### 2,125"},
     ]
     for config in ("main", "socratic"):
+        asked = [e | {"question": f"{e['question']} ({config})"} for e in examples]
         for split in ("test", "train"):
-            write_shards(
-                folder / config,
-                split,
-                cycle([e | {"question": f"{e['question']} ({config})"} for e in examples], rows),
-            )
+            write_shards(folder / config, split, cycle(asked, rows))
 
 
 def math500(name, folder, rows):
@@ -482,10 +465,9 @@ def math500(name, folder, rows):
             "level": 1,
         },
     ]
-    records = [
-        e | {"unique_id": f"test/{e['subject'].lower()}/{i}.json"}
-        for i, e in enumerate(cycle(examples, rows))
-    ]
+    records = []
+    for i, e in enumerate(cycle(examples, rows)):
+        records.append(e | {"unique_id": f"test/{e['subject'].lower()}/{i}.json"})
     write_json(folder / "test.jsonl", records)
 
 
@@ -517,6 +499,6 @@ WRITERS = {
 
 
 def write(name: str, folder, rows: int = 4) -> str:
-    """Writes the set `name` with about `rows` rows a split into folder/name and returns the source to load it from."""
+    """Writes the set `name`, about `rows` rows a split, into folder/name and returns its source."""
     WRITERS[name](name, Path(folder, name), rows)
     return f"{name}@{folder}/{name}"

@@ -1,7 +1,8 @@
-"""A small chat server on the loopback address that answers like a teacher and, where it is told so, fails like a server.
+"""A small chat server on the loopback address that answers like a teacher and, where it is told so, fails.
 
-It does not stand in for anything of ours: distill.py talks to it over HTTP with the real openai client. `behave(prompt, ask)`
-names what happens to the ask-th request (from 1) of a prompt: "ok", or one of the faults in Handler.do_POST.
+It does not stand in for anything of ours: distill.py talks to it over HTTP with the real openai client.
+`behave(prompt, ask)` names what happens to the ask-th request (from 1) of a prompt: "ok", or one of the
+faults in Handler.do_POST.
 """
 
 import base64
@@ -19,22 +20,22 @@ from PIL import Image
 def count_lines(prompt: str, ask: int) -> dict:
     """The message of a teacher who counts the objects that it is told of: `content` with tags."""
     n = len(re.findall(r"^A (?:large|small) ", prompt, re.MULTILINE))
-    return {
-        "content": f"<think>\nI see them one by one. Altogether {n} of them.\n</think>\n\n**The answer is:** {n}"
-    }
+    thinking = f"I see them one by one. Altogether {n} of them."
+    return {"content": f"<think>\n{thinking}\n</think>\n\n**The answer is:** {n}"}
 
 
 class Teacher:
-    """with Teacher(behave, message) as teacher: ... teacher.url, teacher.asked (every request), teacher.served (prompt -> full answers)."""
+    """with Teacher(behave, message) as teacher: ... teacher.url"""
 
     def __init__(self, behave=lambda prompt, ask: "ok", message=count_lines, delay: float = 0.0):
-        self.behave, self.message, self.delay, self.lock = behave, message, delay, threading.Lock()
-        self.asked, self.served, self.count, self.release = (
-            [],
-            collections.Counter(),
-            collections.Counter(),
-            threading.Event(),
-        )
+        self.behave = behave
+        self.message = message
+        self.delay = delay
+        self.lock = threading.Lock()
+        self.asked = []  # every request
+        self.served = collections.Counter()  # prompt -> full answers
+        self.count = collections.Counter()  # prompt -> requests
+        self.release = threading.Event()
 
     def __enter__(self):
         handler = type("Handler", (Handler,), {"teacher": self})
@@ -51,7 +52,8 @@ class Teacher:
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # with the default of 5 the system itself refuses some of 16 connections at a time: faults we did not order
+    # with the default of 5 the system itself refuses some of 16 connections: faults that we did not order
+    request_queue_size = 128
 
     def handle_error(self, *arguments):
         """An asker that was killed is no news."""
@@ -65,11 +67,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, code: int, body: bytes, length: int | None = None, **headers):
         self.send_response(code)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": length or len(body),
-            **headers,
-        }.items():
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(length or len(body)))
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(body)
@@ -79,12 +79,13 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(404, b'{"error": {"message": "no list of models here"}}')
 
     def do_POST(self):
-        teacher, request = self.teacher, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content, image = request["messages"][-1]["content"], None
+        teacher = self.teacher
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = request["messages"][-1]["content"]
+        image = None
         if not isinstance(content, str):
-            image = Image.open(
-                io.BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition("base64,")[2]))
-            )
+            encoded = content[0]["image_url"]["url"].partition("base64,")[2]
+            image = Image.open(io.BytesIO(base64.b64decode(encoded)))
             content = content[1]["text"]
         with teacher.lock:
             teacher.count[content] += 1
@@ -98,7 +99,8 @@ class Handler(BaseHTTPRequestHandler):
                 "image": image,
             }
             teacher.asked.append(record)
-        what = record["what"] = teacher.behave(content, ask)
+        what = teacher.behave(content, ask)
+        record["what"] = what
         time.sleep(teacher.delay)
         if what.isdigit():  # an error that quotes what it was sent, as some servers do
             error = {"error": {"message": f"refused: {self.headers['Authorization']}", "code": "refused"}}
@@ -114,22 +116,16 @@ class Handler(BaseHTTPRequestHandler):
             return None
         made = teacher.message(content if image is None else record, ask)
         finish = made.pop("finish", "stop")
-        body = json.dumps(
-            {
-                "id": f"c{len(teacher.asked)}",
-                "object": "chat.completion",
-                "created": 0,
-                "model": request["model"],
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {"role": "assistant", "content": None} | made,
-                        "finish_reason": finish,
-                    }
-                ],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-            }
-        ).encode()
+        message = {"role": "assistant", "content": None} | made
+        completion = {
+            "id": f"c{len(teacher.asked)}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        }
+        body = json.dumps(completion).encode()
         if what == "cut":  # valid HTTP, half a JSON
             return self.reply(200, body[: len(body) // 2])
         if what == "short":  # fewer bytes than announced

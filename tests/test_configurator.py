@@ -1,16 +1,14 @@
-"""The configurator: files and --key=value from left to right, checked against the defaults in the config block.
+"""The configurator: files and --key=value from left to right, checked against the defaults in the block.
 
 Run: python -m pytest -q tests/test_configurator.py
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from configurator import configure  # noqa: E402
+from configurator import configure
 
 RULER = "# " + "-" * 77
 BLOCK = """# default config: a toy
@@ -32,9 +30,11 @@ SCRIPT = f'''"""a docstring"""
 # {"-" * 70}
 import os
 from math import pi
+# fmt: off
 {RULER}
 {BLOCK}
 {RULER}
+# fmt: on
 after = 2
 def helper(): pass
 '''
@@ -43,7 +43,7 @@ KNOBS = ["learning_rate", "max_iters", "name", "flag", "betas", "layers", "weigh
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """call(*argv, rank=..., a="text of a.py") runs configure on the toy script; call.namespace holds its globals."""
+    """call(*argv, rank=..., a="text of a.py") configures the toy script; call.namespace has its globals."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
     Path("script.py").write_text(SCRIPT)
@@ -58,7 +58,7 @@ def call(tmp_path, monkeypatch):
 
 
 def refusal(call, *argv, **files):
-    """The sentence with which the call ends the run; one line, exit code 1 (that is what SystemExit(str) gives)."""
+    """The sentence with which the call ends the run; one line, exit code 1 (as SystemExit(str) gives)."""
     with pytest.raises(SystemExit) as stop:
         call(*argv, **files)
     assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
@@ -74,7 +74,9 @@ def test_defaults_in_block_order(call, capsys):
     assert json.loads(json.dumps(config))["betas"] == [0.9, 0.95]
 
 
-# --- the things that a configurator built on executing files and argv is known to get wrong, one test each ---
+# -----------------------------------------------------------------------------
+# what a configurator built on executing files and argv is known to get wrong, one test each
+# -----------------------------------------------------------------------------
 
 
 def test_typo_in_a_file_is_refused_with_a_suggestion(call):
@@ -148,7 +150,9 @@ def test_unknown_flag_and_missing_file(call):
     assert "'nope.py'" in refusal(call, "nope.py")
 
 
-# --- order, files, output ---
+# -----------------------------------------------------------------------------
+# order, files, output
+# -----------------------------------------------------------------------------
 
 
 def test_last_wins_over_two_files_and_flags(call, capsys):
@@ -162,12 +166,20 @@ def test_last_wins_over_two_files_and_flags(call, capsys):
     assert capsys.readouterr().out == ""  # back at the defaults: nothing changed, nothing printed
 
 
+COMPUTING = """
+import os
+from math import pi, sqrt
+_per_gpu = 4
+max_iters = _per_gpu * 8
+def double(z):
+    beta_twice = 2 * z
+    return beta_twice
+beta = double(0.01)
+"""
+
+
 def test_file_may_import_compute_and_use_private_names(call):
-    text = (
-        "import os\nfrom math import pi, sqrt\n_per_gpu = 4\nmax_iters = _per_gpu * 8\n"
-        "def double(z):\n    beta_twice = 2 * z\n    return beta_twice\nbeta = double(0.01)\n"
-    )
-    config = call("x.py", x=text)
+    config = call("x.py", x=COMPUTING)
     assert config["max_iters"] == 32 and config["beta"] == 0.02 and list(config) == KNOBS
 
 

@@ -1,6 +1,9 @@
-"""Rows, prompts and the stream of them: every source gives the same rows, bad rows spoil nothing, errors name what is wrong.
+"""Rows, prompts and the stream of them.
 
-Sources are written to disk here with json, pyarrow and datasets, as other programs would, and read back with load_rows.
+Every source gives the same rows, bad rows spoil nothing, errors name what is wrong.
+
+Sources are written to disk here with json, pyarrow and datasets, as other programs would, and read back with
+load_rows.
 
     python -m pytest tests/test_data.py
 """
@@ -128,10 +131,8 @@ def source_clevr_questions(folder):
         for i, n in enumerate(CLEVR_NAMES)
     ]
     info = {"split": "val", "license": "CC BY 4.0", "version": "1.0", "date": "2/14/2017"}
-    return write_json(
-        folder / "CLEVR_v1.0" / "questions" / "CLEVR_val_questions.json",
-        {"info": info, "questions": questions},
-    ), {}
+    path = folder / "CLEVR_v1.0" / "questions" / "CLEVR_val_questions.json"
+    return write_json(path, {"info": info, "questions": questions}), {}
 
 
 def source_clevr_scenes(folder):
@@ -147,10 +148,8 @@ def source_clevr_scenes(folder):
         }
         for i, n in enumerate(CLEVR_NAMES)
     ]
-    return write_json(
-        folder / "CLEVR_v1.0" / "scenes" / "CLEVR_val_scenes.json",
-        {"info": {"split": "val"}, "scenes": records},
-    ), {}
+    path = folder / "CLEVR_v1.0" / "scenes" / "CLEVR_val_scenes.json"
+    return write_json(path, {"info": {"split": "val"}, "scenes": records}), {}
 
 
 def source_parquet_file(folder):
@@ -241,11 +240,8 @@ def test_every_source_gives_the_same_rows(source, tmp_path):
             "thinking": None,
         }
         (image,) = row["images"]
-        assert (
-            image.mode == "RGB"
-            and image.size == PICTURES[i].size
-            and image.tobytes() == PICTURES[i].tobytes()
-        )
+        assert image.mode == "RGB" and image.size == PICTURES[i].size
+        assert image.tobytes() == PICTURES[i].tobytes()
     assert len({rows[i]["id"] for i in range(3)}) == 3
 
 
@@ -257,14 +253,12 @@ def test_splits(tmp_path):
 
 
 def test_ids_are_kept_or_made(tmp_path):
-    rows = data.load_rows(
-        write_json(tmp_path / "r.json", [{"id": 10 + i, "problem": "p", "solution": "s"} for i in range(3)])
-    )
+    records = [{"id": 10 + i, "problem": "p", "solution": "s"} for i in range(3)]
+    rows = data.load_rows(write_json(tmp_path / "r.json", records))
     assert [rows[i]["id"] for i in range(3)] == ["10", "11", "12"]
     rows = data.load_rows(write_json(tmp_path / "x.json", [{"problem": "p", "solution": "s"}] * 3))
-    assert all(
-        rows[i]["id"].endswith(f"x.json:{i}") for i in range(3)
-    )  # file and row: what a person needs to find it
+    # file and row: what a person needs to find it
+    assert all(rows[i]["id"].endswith(f"x.json:{i}") for i in range(3))
 
 
 def test_thinking_and_task(tmp_path):
@@ -324,12 +318,8 @@ def test_column_names_can_be_given(tmp_path):
     }
     spec = write_json(tmp_path / "r.jsonl", [record])
     row = data.load_rows(spec, columns="images=photo,problem=prompt,solution=label,thinking=why")[0]
-    assert (row["problem"], row["solution"], row["thinking"], len(row["images"])) == (
-        "this",
-        "4",
-        "because",
-        1,
-    )
+    assert (row["problem"], row["solution"], row["thinking"]) == ("this", "4", "because")
+    assert len(row["images"]) == 1
     with pytest.raises(SystemExit, match="has no column 'labl' .*it has photo, problem, prompt"):
         data.load_rows(spec, columns="solution=labl")
     with pytest.raises(SystemExit, match="^columns: answer is none of images, problem, solution"):
@@ -369,10 +359,9 @@ def test_more_columns(tmp_path):
         ("[1, 2, 3, 4]", "grounding", None),
         ("s", "auto", None),
     ]
+    records = [{"problem": "p", "solution": "here", "task": "grounding"}]
     with pytest.raises(data.BadRow, match=r"^row .*r\.jsonl:0: no box"):
-        data.load_rows(
-            write_json(tmp_path / "r.jsonl", [{"problem": "p", "solution": "here", "task": "grounding"}])
-        )[0]
+        data.load_rows(write_json(tmp_path / "r.jsonl", records))[0]
 
 
 def test_solutions_keep_what_matters(tmp_path):
@@ -391,21 +380,18 @@ def test_solutions_keep_what_matters(tmp_path):
 @pytest.mark.parametrize("text", ["naïve 数える ٣", "a{b}c {problem} {}"])
 def test_any_text_goes_through(tmp_path, text):
     path = tmp_path / "r.jsonl"
-    path.write_text(
-        json.dumps({"problem": text, "solution": "1"}, ensure_ascii=False) + "\n\n", encoding="utf-8"
-    )
+    line = json.dumps({"problem": text, "solution": "1"}, ensure_ascii=False)
+    path.write_text(line + "\n\n", encoding="utf-8")
     row = data.load_rows(str(path))[0]
-    assert row["problem"] == text and data.build_prompt(row, "think")[0]["content"][0]["text"].startswith(
-        text + "  Output"
-    )
+    assert row["problem"] == text
+    assert data.build_prompt(row, "think")[0]["content"][0]["text"].startswith(text + "  Output")
 
 
 @pytest.mark.parametrize("char", ["\u2028", "\u0085"])
 def test_jsonl_lines_end_at_newlines_only(tmp_path, char):
     path = tmp_path / "r.jsonl"
-    path.write_text(
-        json.dumps({"problem": f"a{char}b", "solution": "1"}, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    line = json.dumps({"problem": f"a{char}b", "solution": "1"}, ensure_ascii=False)
+    path.write_text(line + "\n", encoding="utf-8")
     assert data.load_rows(str(path))[0]["problem"] == f"a{char}b"
 
 
@@ -446,36 +432,32 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path, processor):
         *good[1:],
     ]
     rows = data.load_rows(write_json(tmp_path / "r.jsonl", records))
+
+    def encode(row):
+        return data.encode_prompt(row, processor, max_prompt_length=200)
+
     for i, (_, why) in enumerate(bad.values()):
         with pytest.raises(data.BadRow, match=rf"^row {list(bad)[i]}\b.*{why}"):
-            data.encode_prompt(rows[i + 1], processor, max_prompt_length=200)
+            encode(rows[i + 1])
     said = []
-    stream = data.Stream(
-        rows, lambda row: data.encode_prompt(row, processor, max_prompt_length=200), say=said.append
-    )
+    stream = data.Stream(rows, encode, say=said.append)
     ids = [p["row"]["id"] for _ in range(4) for p in stream.take(3)]
-    assert (
-        sorted(ids[:3]) == sorted(ids[3:6]) == ["good0", "good1", "good2"]
-    )  # each epoch gives just the good ones
-    assert (
-        33 <= stream.skipped <= 44 and len(said) == 5
-    )  # 11 an epoch; the first five are named, the rest counted
+    # each epoch gives just the good ones
+    assert sorted(ids[:3]) == sorted(ids[3:6]) == ["good0", "good1", "good2"]
+    # 11 an epoch; the first five are named, the rest counted
+    assert 33 <= stream.skipped <= 44 and len(said) == 5
     assert all(any(f"row {i}" in line for i in bad) for line in said) and "number 1" in said[0]
-    done, skipped = data.take_all(
-        rows, lambda row: data.encode_prompt(row, processor, max_prompt_length=200), 0, 1, 0, 14, said.append
-    )
+    done, skipped = data.take_all(rows, encode, 0, 1, 0, 14, said.append)
     assert [i for i, _ in done] == [0, 12, 13] and skipped == 11
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about the damaged TIFF files
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_damaged_image_files_raise_nothing_but_badrow(kind):
-    """Cut anywhere or with bytes changed: the row can be used or is bad; a training run never ends with a Pillow traceback."""
-    rows, whole, rng = (
-        data.Rows([{"problem": "p", "solution": "s"}], "x"),
-        png(picture(0, 24, 24), kind),
-        random.Random(0),
-    )
+    """Cut anywhere or with bytes changed: the row is good or bad; no run ends with a Pillow traceback."""
+    rows = data.Rows([{"problem": "p", "solution": "s"}], "x")
+    whole = png(picture(0, 24, 24), kind)
+    rng = random.Random(0)
     broken = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 60))]
     for _ in range(150):
         changed = bytearray(whole)
@@ -514,10 +496,8 @@ def test_image_modes_become_rgb():
     for mode in ("L", "RGBA", "P", "CMYK", "1"):
         image = PICTURES[0].convert(mode)
         assert rows.open_image(image, "1").mode == "RGB"
-    assert (
-        rows.open_image({"bytes": png(PICTURES[0].convert("RGBA")), "path": "x"}, "1").tobytes()
-        == PICTURES[0].tobytes()
-    )
+    struct = {"bytes": png(PICTURES[0].convert("RGBA")), "path": "x"}
+    assert rows.open_image(struct, "1").tobytes() == PICTURES[0].tobytes()
 
 
 def test_a_source_with_no_usable_row_stops_with_a_sentence(tmp_path):
@@ -653,26 +633,20 @@ def test_scene_rows():
     for i in range(30):
         scene = scenes.sample_scene(2_000_000 + i, "clevr", "grid", 1, 8)
         row = rows[i]
-        assert (row["problem"], row["solution"], row["task"]) == (
-            QUESTION,
-            str(len(scene["objects"])),
-            "count",
-        )
-        assert len(row["thinking"].split(", ")) == len(scene["objects"])
+        count = len(scene["objects"])
+        assert (row["problem"], row["solution"], row["task"]) == (QUESTION, str(count), "count")
+        assert len(row["thinking"].split(", ")) == count
         assert row["images"][0].tobytes() == scenes.draw_scene(scene).tobytes()
     other = data.load_rows("scenes:clevr?rows=30&seed=3&layout=grid&objects=1-8")
     assert rows[4]["images"][0].tobytes() == rows[4]["images"][0].tobytes() != other[4]["images"][0].tobytes()
-    assert data.load_rows("scenes:superclevr?size=224x168&objects=4&layout=grid")[0]["images"][0].size == (
-        224,
-        168,
-    )
+    wide = data.load_rows("scenes:superclevr?size=224x168&objects=4&layout=grid")
+    assert wide[0]["images"][0].size == (224, 168)
     assert {data.load_rows("scenes:clevr?objects=4&layout=grid")[i]["solution"] for i in range(5)} == {"4"}
 
 
 def test_a_teacher_that_misses_objects_agrees_with_itself():
-    rows, truth = (
-        data.load_rows(f"scenes:clevr?rows=60&layout=grid&objects=3-8{more}") for more in ("&miss=0.6", "")
-    )
+    rows = data.load_rows("scenes:clevr?rows=60&layout=grid&objects=3-8&miss=0.6")
+    truth = data.load_rows("scenes:clevr?rows=60&layout=grid&objects=3-8")
     wrong = 0
     for i in range(60):
         row, scene = rows[i], scenes.sample_scene(i, "clevr", "grid", 3, 8)
@@ -686,15 +660,7 @@ def test_a_teacher_that_misses_objects_agrees_with_itself():
 
 
 @pytest.mark.parametrize(
-    "family",
-    [
-        "count",
-        "exist",
-        "compare_number",
-        "query",
-        pytest.param("compare_attribute"),
-        pytest.param("count_relation"),
-    ],
+    "family", ["count", "exist", "compare_number", "query", "compare_attribute", "count_relation"]
 )
 def test_all_scene_questions_give_rows(family):
     rows = data.load_rows(f"scenes:clevr?rows=60&layout=grid&objects=3-8&family={family}")
@@ -747,7 +713,7 @@ def encode_some(x):
 
 @pytest.mark.parametrize("taken", [0, 1, 4, 9])
 def test_the_cursor_is_enough_to_go_on(taken):
-    """A new stream with the cursor of the old one gives what the old one gives next; bad rows do not shift it."""
+    """A new stream with the cursor of the old one goes on as the old one does; bad rows do not shift it."""
     old = data.Stream(Numbers(range(23)), encode_some, seed=5, rank=1, world=2, say=lambda line: None)
     for _ in range(taken):
         old.take(3)
@@ -758,10 +724,9 @@ def test_the_cursor_is_enough_to_go_on(taken):
 
 
 def test_threads_change_nothing(processor):
-    """Rows are drawn and encoded side by side; what comes out is what one thread gives, to the bit and in the same order."""
-    rows = data.load_rows(
-        "scenes:clevr?rows=40&layout=grid&objects=1-8&family=compare_attribute"
-    )  # some of them are bad
+    """Rows are drawn and encoded side by side; out comes what one thread gives, to the bit and in order."""
+    # some of the rows are bad
+    rows = data.load_rows("scenes:clevr?rows=40&layout=grid&objects=1-8&family=compare_attribute")
     order, wanted = list(range(40)), {}
     random.Random("2-0").shuffle(order)
     for index in order:
@@ -774,20 +739,16 @@ def test_threads_change_nothing(processor):
         rows, lambda row: data.encode_prompt(row, processor), 0, 1, 0, 40, lambda line: None
     )
     assert [i for i, _ in done] == sorted(wanted) and skipped == 40 - len(wanted)
-    for got, right in [
-        *zip(taken, wanted.values(), strict=True),
-        *((prompt, wanted[i]) for i, prompt in done),
-    ]:
+    pairs = list(zip(taken, wanted.values(), strict=True)) + [(prompt, wanted[i]) for i, prompt in done]
+    for got, right in pairs:
         assert got["row"]["id"] == right["row"]["id"] and got["input_ids"] == right["input_ids"]
-        assert got["pixel_values"].equal(right["pixel_values"]) and got["image_grid_thw"].equal(
-            right["image_grid_thw"]
-        )
+        assert got["pixel_values"].equal(right["pixel_values"])
+        assert got["image_grid_thw"].equal(right["image_grid_thw"])
 
 
 def test_the_cursor_stands_behind_the_last_row_needed():
-    stream = data.Stream(
-        Numbers(range(12)), encode_some, shuffle=False, say=lambda line: None
-    )  # 0, 3, 6, 9 are bad
+    # 0, 3, 6, 9 are bad
+    stream = data.Stream(Numbers(range(12)), encode_some, shuffle=False, say=lambda line: None)
     assert stream.take(3) == [1, 2, 4] and (stream.cursor, stream.skipped) == (5, 2)
     assert stream.take(1) == [5] and (stream.cursor, stream.skipped) == (6, 2)
     assert stream.take(2) == [7, 8] and (stream.cursor, stream.skipped) == (9, 3)
@@ -807,9 +768,8 @@ def test_an_error_in_a_row_is_not_hidden():
 
 
 def numbered(folder, name, n):
-    return write_json(
-        folder / f"{name}.jsonl", [{"id": f"{name}{i}", "problem": "p", "solution": str(i)} for i in range(n)]
-    )
+    records = [{"id": f"{name}{i}", "problem": "p", "solution": str(i)} for i in range(n)]
+    return write_json(folder / f"{name}.jsonl", records)
 
 
 def test_mixture_specs():
@@ -852,7 +812,7 @@ def test_a_file_whose_name_ends_like_a_weight(tmp_path, monkeypatch):
     [((1, 1), (1 / 2, 1 / 2)), ((0.7, 0.3), (0.7, 0.3)), ((1, 9), (0.1, 0.9)), ((1, 2), (1 / 3, 2 / 3))],
 )
 def test_mixture_shares_and_epochs(tmp_path, world, weights, shares):
-    """Every source gets its share of all draws, its rows come equally often, and each of its epochs has another order."""
+    """Every source gets its share of all draws, its rows come equally often, each epoch in another order."""
     spec = f"{numbered(tmp_path, 'a', 7)}:{weights[0]},{numbered(tmp_path, 'b', 50)}:{weights[1]}"
     rows = data.load_rows(spec)
     assert len(rows) == 57 and [rows[i]["id"] for i in (0, 6, 7, 56)] == ["a0", "a6", "b0", "b49"]
@@ -919,9 +879,10 @@ def prompt_text(row, template):
 def test_template_wording():
     # R1-V, src/r1-v/src/open_r1/grpo.py: "{Question}  Output the thinking process in ..." with two spaces
     think = (
-        QUESTION
-        + "  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+        f"{QUESTION}  Output the thinking process in <think> </think> "
+        "and final answer (number) in <answer> </answer> tags."
     )
+    direct = f"{QUESTION}  Output only the final answer (number) in <answer> </answer> tags."
     assert prompt_text({}, "think") == prompt_text({"task": "count", "solution": "x"}, "think") == think
     assert prompt_text({"solution": "-2.5"}, "think") == think
     for row in (
@@ -931,14 +892,8 @@ def test_template_wording():
         {"task": "choice", "solution": "B"},
     ):
         assert prompt_text(row, "think") == think.replace(" (number)", "")
-        assert (
-            prompt_text(row, "direct")
-            == QUESTION + "  Output only the final answer in <answer> </answer> tags."
-        )
-    assert (
-        prompt_text({}, "direct")
-        == QUESTION + "  Output only the final answer (number) in <answer> </answer> tags."
-    )
+        assert prompt_text(row, "direct") == direct.replace(" (number)", "")
+    assert prompt_text({}, "direct") == direct
     assert prompt_text({}, "zero") == QUESTION
     with pytest.raises(SystemExit, match="^template: 'thinking' is none of auto, think, direct, box, zero"):
         prompt_text({}, "thinking")
@@ -947,21 +902,15 @@ def test_template_wording():
 def test_prompts_of_the_benchmarks():
     # R1-V, src/eval/test_qwen2vl_counting_superclevr.py
     superclevr = (
-        QUESTION
-        + " First output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+        f"{QUESTION} First output the thinking process in <think> </think> "
+        "and final answer (number) in <answer> </answer> tags."
     )
     assert prompt_text({"task": "count"}, "superclevr") == superclevr
     solve = prompt_text({"task": "choice", "solution": "B"}, "solve")
-    assert (
-        "step by step" in solve
-        and "letter" in solve
-        and QUESTION in solve
-        and "final answer in <answer> </answer>" in solve
-    )
-    assert (
-        prompt_text({}, "bare") == QUESTION
-        and len(data.build_prompt({"images": []} | {"problem": "p", "task": "text"}, "bare")) == 1
-    )
+    for words in ("step by step", "letter", QUESTION, "final answer in <answer> </answer>"):
+        assert words in solve
+    assert prompt_text({}, "bare") == QUESTION
+    assert len(data.build_prompt({"images": [], "problem": "p", "task": "text"}, "bare")) == 1
     for template in data.TEMPLATES:
         assert data.TEMPLATES[template].format(problem="{x} {}").count("{x} {}") == 1
 
@@ -971,29 +920,25 @@ def test_template_auto():
     assert prompt_text({}, "auto") == prompt_text({"template": None}, "auto") == prompt_text({}, "think")
     assert prompt_text({"template": "box"}, "auto") == prompt_text({}, "box")
     assert prompt_text({"template": "box"}, "direct") == prompt_text({}, "direct")
-    assert (
-        data.build_prompt(
-            {"images": [], "problem": "p", "solution": "s", "task": "auto", "template": "zero"}
-        )[0]["role"]
-        == "system"
-    )
+    row = {"images": [], "problem": "p", "solution": "s", "task": "auto", "template": "zero"}
+    assert data.build_prompt(row)[0]["role"] == "system"
 
 
 def test_messages_and_their_text(processor):
     row = {"images": PICTURES[:2], "problem": QUESTION, "solution": "3", "task": "count"}
     (user,) = data.build_prompt(row, "think")
-    assert user["role"] == "user" and [part["type"] for part in user["content"]] == [
-        "image",
-        "image",
-        "text",
-    ]  # images before text
+    # images before text
+    assert user["role"] == "user"
+    assert [part["type"] for part in user["content"]] == ["image", "image", "text"]
     assert [m["role"] for m in data.build_prompt(row, "zero")] == ["system", "user"]
     text = processor.apply_chat_template(
         data.build_prompt(row, "direct"), tokenize=False, add_generation_prompt=True
     )
     assert text == (
-        f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{BOX}{BOX}{QUESTION}  Output only the "
-        "final answer (number) in <answer> </answer> tags.<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{BOX}{BOX}{QUESTION}  "
+        "Output only the final answer (number) in <answer> </answer> tags.<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
 
 
@@ -1029,10 +974,8 @@ def test_images_that_fit_are_not_touched(processor):
     prompt = data.encode_prompt(row, processor)
     assert prompt["row"]["images"][0] is image and prompt["row"]["images"][1].size == (112, 84)
     assert row["images"][1].size == (100, 75)  # the caller's row is left alone
-    assert data.fit_image(picture(0, 112, 112), 28, 3136, 6272).size == (
-        56,
-        56,
-    )  # sqrt(6272) = 79.2: two tokens a side
+    # sqrt(6272) = 79.2: two tokens a side
+    assert data.fit_image(picture(0, 112, 112), 28, 3136, 6272).size == (56, 56)
 
 
 FAMILIES = {"qwen2_vl": (1000, 1000), "qwen2_5_vl": "resized", "qwen3_vl": (1000, 1000)}
@@ -1040,7 +983,7 @@ FAMILIES = {"qwen2_vl": (1000, 1000), "qwen2_5_vl": "resized", "qwen3_vl": (1000
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_frames_of_boxes(family, tiny_folder):
-    """image_size is that of the first image before resizing; the frame is what the family has learned, or what the knob says."""
+    """image_size is that of the first image before resizing; the frame is the family's or the knob's."""
     processor = qwen.load_processor(tiny_folder(family))
     row = {
         "id": "1",
@@ -1060,10 +1003,8 @@ def test_frames_of_boxes(family, tiny_folder):
         SystemExit, match="^box_frame: 'pixels' is none of auto, resized, thousand, original$"
     ):
         data.encode_prompt(row, processor, box_frame="pixels")
-    assert (
-        "box_frame" not in row
-        and "image_size" not in data.encode_prompt(row | {"images": []}, processor)["row"]
-    )
+    assert "box_frame" not in row
+    assert "image_size" not in data.encode_prompt(row | {"images": []}, processor)["row"]
 
 
 def test_boxes_in_other_frames():
@@ -1094,30 +1035,23 @@ def test_target_text_of_boxes(processor):
     }
     assert data.target_text(row, "answer") == '<answer> {"bbox_2d": [30, 17, 150, 85]} </answer>'
     prompt = data.encode_prompt(row, processor, box_frame="thousand")
-    assert (
-        data.target_text(prompt["row"])
-        == '<think> left of the cube </think> <answer> {"bbox_2d": [100, 100, 500, 500]} </answer>'
-    )
-    width, height = data.encode_prompt(row, processor)["row"][
-        "box_frame"
-    ]  # Qwen2.5-VL: pixels of the resized image
-    box = [
-        round(30 * width / 300),
-        round(17 * height / 170),
-        round(150 * width / 300),
-        round(85 * height / 170),
-    ]
-    assert json.dumps(box) in data.target_text(data.encode_prompt(row, processor)["row"])
+    target = '<think> left of the cube </think> <answer> {"bbox_2d": [100, 100, 500, 500]} </answer>'
+    assert data.target_text(prompt["row"]) == target
+    # Qwen2.5-VL: pixels of the resized image
+    encoded = data.encode_prompt(row, processor)["row"]
+    width, height = encoded["box_frame"]
+    scales = (width / 300, height / 170, width / 300, height / 170)
+    box = [round(x * scale) for x, scale in zip([30, 17, 150, 85], scales, strict=True)]
+    assert json.dumps(box) in data.target_text(encoded)
 
 
 def test_target_text():
     row = {"id": "5", "solution": "3", "thinking": " red cube, blue ball "}
     assert data.target_text(row) == "<think> red cube, blue ball </think> <answer> 3 </answer>"
     assert data.target_text(row, "answer") == "<answer> 3 </answer>"
-    assert (
-        data.target_text(row | {"thinking": "<think>mine</think>\n"})
-        == "<think>mine</think> <answer> 3 </answer>"
-    )  # tags come along
+    # tags come along
+    own_tags = row | {"thinking": "<think>mine</think>\n"}
+    assert data.target_text(own_tags) == "<think>mine</think> <answer> 3 </answer>"
     with pytest.raises(data.BadRow, match="^row 5 has no thinking to imitate .*--target=answer"):
         data.target_text(row | {"thinking": None})
     assert data.target_text(row | {"thinking": None}, "answer") == "<answer> 3 </answer>"

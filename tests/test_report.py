@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import report  # noqa: E402
+import report
 
+ROOT = Path(__file__).resolve().parents[1]
+# texts that try to get out of the page's data
 NASTY = [
     "</script><b>bold</b><script>alert(1)</script>",
     "<think>never closed <answer> 3 </answer> & \"double\" 'single' `${1}`",
@@ -24,17 +24,11 @@ PIXEL = "data:image/jpeg;base64,/9j/"
 
 
 def group(step, images=(), texts=NASTY):
-    completions = [
-        {
-            "text": t,
-            "reward": i % 2,
-            "parts": {"accuracy": i % 2},
-            "advantage": 0.5,
-            "tokens": 9,
-            "finished": i > 0,
-        }
-        for i, t in enumerate(texts)
-    ]
+    completions = []
+    for i, text in enumerate(texts):
+        right = i % 2
+        completion = {"text": text, "reward": right, "parts": {"accuracy": right}, "advantage": 0.5}
+        completions.append(completion | {"tokens": 9, "finished": i > 0})
     return {
         "step": step,
         "id": f"id/{step}",
@@ -64,7 +58,7 @@ def write(folder, name, records, tail=""):
 
 
 def page_data(folder):
-    """What a browser would find in the data element: it ends at the first '</script', whatever that belongs to."""
+    """What a browser would find in the data element: it ends at the first '</script', whatever that is."""
     page = (folder / "rollouts.html").read_text()
     return page, json.loads(page.split('id="data">', 1)[1].split("</script", 1)[0])
 
@@ -87,18 +81,13 @@ def test_hostile_texts_stay_text(tmp_path):
     assert [c["text"] for c in data["groups"][0]["completions"]] == NASTY
     assert data["groups"][1]["problem"] == NASTY[0] and data["total"] == 2
     assert "<b>" not in page and page.count("</script>") == 2  # the data element's end and the program's
-    assert not {"http://", "https://", "innerHTML"} & {
-        w for w in ("http://", "https://", "innerHTML") if w in page
-    }
+    for forbidden in ("http://", "https://", "innerHTML"):
+        assert forbidden not in page
 
 
 def test_half_written_last_lines_are_skipped(tmp_path, capsys):
-    write(
-        tmp_path,
-        "metrics.jsonl",
-        [{"step": 0, "eval_accuracy": 0.1, "eval_format": 1.0, "eval_n": 10}, metrics(1)],
-        '{"step": 2, "reward_acc',
-    )
+    evaluation = {"step": 0, "eval_accuracy": 0.1, "eval_format": 1.0, "eval_n": 10}
+    write(tmp_path, "metrics.jsonl", [evaluation, metrics(1)], '{"step": 2, "reward_acc')
     write(tmp_path, "rollouts.jsonl", [group(1)], '{"step": 2, "id": "half", "completions": [{"te')
     write(tmp_path, "run.json", [], '{"commit": "abc')
     assert [r["step"] for r in report.read_metrics(tmp_path)] == [0, 1]
@@ -111,11 +100,8 @@ def test_half_written_last_lines_are_skipped(tmp_path, capsys):
 
 
 def test_nan_does_not_break_the_page(tmp_path):
-    write(
-        tmp_path,
-        "metrics.jsonl",
-        [metrics(1) | {"grad_norm": float("nan")}, metrics(2) | {"kl": float("inf")}],
-    )
+    rows = [metrics(1) | {"grad_norm": float("nan")}, metrics(2) | {"kl": float("inf")}]
+    write(tmp_path, "metrics.jsonl", rows)
     bad = group(1)
     bad["completions"][0]["advantage"] = float("nan")
     write(tmp_path, "rollouts.jsonl", [bad])
@@ -125,18 +111,20 @@ def test_nan_does_not_break_the_page(tmp_path):
 
 
 def test_long_runs_are_sampled_evenly_and_fit(tmp_path):
-    # 300 steps x (2 with image, 8 without); then the same with texts so long that the page must be thinned
-    groups = [
-        group(step, [PIXEL] * (i in (3, 7)), ["short"] * 2) for step in range(1, 301) for i in range(10)
-    ]
+    # 300 steps x (2 with image, 8 without)
+    groups = []
+    for step in range(1, 301):
+        for i in range(10):
+            images = [PIXEL] if i in (3, 7) else []
+            groups.append(group(step, images, ["short"] * 2))
     write(tmp_path, "rollouts.jsonl", groups)
     picked, total = report.pick_groups(tmp_path / "rollouts.jsonl")
     steps = sorted({g["step"] for g in picked})
     assert total == 3000 and len(steps) == 60 and (steps[0], steps[-1]) == (1, 300)
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 6
-    assert (
-        sum(bool(g["images"]) for g in picked) == 120
-    )  # all thumbnails of a chosen step, before any other group
+    with_images = [g for g in picked if g["images"]]
+    assert len(with_images) == 120  # all thumbnails of a chosen step, before any other group
+    # texts so long that the page must be thinned
     write(tmp_path, "rollouts.jsonl", [group(step, [PIXEL], ["<a>" * 20_000] * 2) for step in range(1, 101)])
     picked, _ = report.pick_groups(tmp_path / "rollouts.jsonl")
     assert len(picked) > 5 and len(json.dumps(picked).replace("<", "\\u003c")) < report.MAX_BYTES
@@ -151,17 +139,15 @@ def test_missing_folder_is_one_sentence(tmp_path):
 
 
 def test_sft_metrics_give_curves_only(tmp_path):
-    write(
-        tmp_path,
-        "metrics.jsonl",
-        [{"step": s, "loss": 6 / s, "lr": 1e-3, "grad_norm": 1.0} for s in range(1, 60)],
-    )
+    rows = [{"step": step, "loss": 6 / step, "lr": 1e-3, "grad_norm": 1.0} for step in range(1, 60)]
+    write(tmp_path, "metrics.jsonl", rows)
     titles = [title for title, *_ in report.panels(report.read_metrics(tmp_path))]
     assert titles == ["Loss", "Learning rate", "Gradient norm"]
     report.main(tmp_path)
     assert not (tmp_path / "rollouts.html").exists()
     image = Image.open(tmp_path / "curves.png").convert("RGB")
-    blue = sum(n for n, c in image.getcolors(1 << 24) if c == (0, 0x72, 0xB2))
+    pixels = {color: count for count, color in image.getcolors(1 << 24)}
+    blue = pixels[0x00, 0x72, 0xB2]
     assert image.width == 1248 and blue > 500  # drawn lines, not just axes
 
 

@@ -1,6 +1,7 @@
 """The scorer: what counts as an answer, when it is right, and that no text can break or cheat it.
 
-Run: python -m pytest -q tests/test_rewards.py. All expectations are worked out by hand, none by running the scorer.
+Run: python -m pytest -q tests/test_rewards.py. All expectations are worked out by hand, none by running
+the scorer.
 """
 
 import json
@@ -34,12 +35,8 @@ KNOWN_DEFECTS = [
     ("<answer>140°</answer>", "<answer> 140° </answer>", "math", 1),
     ("<think>x</think> <answer>\n140\n</answer>", "<answer> 140° </answer>", "math", 1),
     ("no tags at all 3", "<answer> 3 </answer>", "count", 0),
-    (
-        "<answer>1</answer> text <answer>3</answer>",
-        "<answer> 3 </answer>",
-        "count",
-        1,
-    ),  # the last tag decides
+    # the last tag decides
+    ("<answer>1</answer> text <answer>3</answer>", "<answer> 3 </answer>", "count", 1),
     ("<answer>0.50</answer>", "<answer> 0.5 </answer>", "math", 1),
     ("<answer>1/2</answer>", "<answer> 0.5 </answer>", "math", 1),
     ("<answer> 2 </answer>", "2√{3}", "math", 0),
@@ -68,7 +65,9 @@ def test_text_without_tags_is_an_answer_in_evaluation_only():
     assert accuracy_reward("no tags at all 3", row("3", "count"), strict=True) == 0
 
 
-# --- extraction ---
+# -----------------------------------------------------------------------------
+# extraction
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,12 @@ def test_text_without_tags_is_an_answer_in_evaluation_only():
         ("", None, None),
         ("room a12", None, None),
         ("no closing tag of <think> 3", None, "3"),
+        ("We add them.\nTherefore, the radius equals 12.", None, "12"),
+        ("Thus DE = 3.5.", None, "3.5"),
+        ("So it is not known", None, "not known"),  # said in words, and wrong
+        ("There are no cubes.", None, "0"),
+        ("3 and then 4 " * 20, None, None),  # a loop has not concluded
+        ("Which?\nA. 3\nB. 4\nC. 5", None, None),  # nor has a list of options
     ],
 )
 def test_extract_answer(completion, strict, lenient):
@@ -104,7 +109,9 @@ def test_extract_answer(completion, strict, lenient):
     assert extract_answer(completion, strict=False) == lenient
 
 
-# --- the verifiers ---
+# -----------------------------------------------------------------------------
+# the verifiers
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,13 @@ def test_extract_answer(completion, strict, lenient):
         ("1.2.3", "1", 0),
         ("3 + 1", "3", 0),
         ("3 =", "3", 0),
+        ("The number of cubes is 3", "3", 1),
+        ("The number of cubes is 3 or 4", "3", 0),
+        ("no cubes", "0", 1),
+        ("none", "0", 1),
+        ("none", "3", 0),
+        ("3 (a car and a bus)", "3", 1),
+        ("3 (a car and 2 buses)", "3", 0),
     ],
 )
 def test_count(answer, solution, want):
@@ -206,13 +220,22 @@ def test_count(answer, solution, want):
         ("C or D", "C", 0),
         ("A. Dish rack\nD. Countertop", "D", 0),
         ("A. Dish rack\nD. Countertop", "A", 0),
+        ("the figure B", "B", 1),
+        ("Picture (B)", "B", 1),
+        ("the figure B", "C", 0),
+        ("5 cm, which is option C", "C", 1),
+        ("5 cm, which is not option C", "C", 0),
+        ("B is the right choice", "B", 1),
     ],
 )
 def test_choice(answer, solution, want):
     assert grading.same_choice(answer, solution) is bool(want)
 
 
-COLOURS = "Which colour?\n<image1>\n(A) red\n(B) dark blue\n(C) green\n(D) none of them\n(E) the last one, of B and C"
+COLOURS = (
+    "Which colour?\n<image1>\n(A) red\n(B) dark blue\n(C) green\n(D) none of them\n"
+    "(E) the last one, of B and C"
+)
 ANGLES = "As shown in the figure, the angle AOB is ()\nChoices:\nA:35°\nB:70°\nC:105°\nD:\\frac{7}{2}√{3}m"
 INLINE = "What is the p-value? Choices: A. 0.05\nB. 0.025\nC. $3,100,000\nD. -4 \\leq g(x) \\leq 9"
 LETTERS = "Which piece fits?\n(A) D\n(B) P and R\n(C) cos(π/5)\n(D) cos(9π/5)"
@@ -233,6 +256,9 @@ LENGTHS = (
         (COLOURS, "None of the options", "D", 0),
         (COLOURS, "none of them", "D", 1),
         (COLOURS, "B", "B", 1),
+        (COLOURS, "The ball is red", "A", 1),  # says the option's words ...
+        (COLOURS, "The ball is not red", "A", 0),
+        (COLOURS, "The ball is red or green", "A", 0),
         (COLOURS, "E. the last one, of B and C", "E", 1),  # letters within the option's own text are no hedge
         (ANGLES, "70", "B", 1),
         (ANGLES, "70^\\circ", "B", 1),
@@ -268,6 +294,14 @@ def test_choice_by_the_options_in_the_problem(problem, answer, solution, want):
 def test_options_of_the_row_come_first():
     given = {"problem": "Which? (A) x (B) y", "options": ["cat", "dog"]}
     assert grading.same_choice("dog", "B", given) and not grading.same_choice("y", "B", given)
+
+
+def test_ten_options_and_a_letter_behind_them():
+    """A to J are all there is: the mark of a further letter is text of the last option, not an error."""
+    problem = "Which one?\n" + "\n".join(f"({letter}) word {letter}" for letter in "ABCDEFGHIJ")
+    assert grading.read_options(problem) == [f"word {letter}" for letter in "ABCDEFGHIJ"]
+    assert grading.read_options(problem + "\n(B) again")[9] == "word J\n(B) again"
+    assert grading.same_choice("word C", "C", {"problem": problem + "\n(B) again"})
 
 
 @pytest.mark.parametrize(
@@ -359,6 +393,47 @@ def test_math_expressions(answer, solution, want):
 @pytest.mark.parametrize(
     "answer, solution, want",
     [
+        ("-2 < x", "x > -2", 1),
+        ("-2 < x", "x < -2", 0),
+        ("x < 3", "(-\\infty, 3)", 1),
+        ("x \\leq 3", "(-\\infty, 3)", 0),
+        ("3 \\pm 2", "1, 5", 1),
+        ("3 \\pm 2", "5", 0),
+        ("x = -2, y = -9", "(-2, -9)", 1),
+        ("x = -9, y = -2", "(-2, -9)", 0),
+        ("y = -9, x = -2", "(-2, -9)", 0),  # x first: the names are read in their order
+        ("(-2, -9)", "x = -2, y = -9", 1),
+        ("Range: [0, 1]", "Range: [0, 1]", 1),
+        ("[0, 1]", "Range: [0, 1]", 1),
+        ("Range: [0, 1]", "Domain: [0, 1]", 0),
+        ("1, 2, 3", "3, 1, 2", 1),
+        ("1, 2, 3", "3, 1", 0),
+        ("1, 1, 2", "1, 2, 2", 0),  # every member needs a partner of its own
+        ("(2, 3, 4)", "(2, 3)", 0),
+        ("neither even nor odd", "Neither", 1),
+        ("neither", "Neither", 1),
+        ("neither cat nor dog", "Neither", 0),
+        ("No, because it is even", "No", 1),
+        ("Yes or no", "No", 0),
+        ("No, but yes", "No", 0),
+        ("Clara is the tallest", "the tallest", 1),
+        ("Clara is not the tallest", "the tallest", 0),
+    ],
+)
+def test_math_intervals_lists_words(answer, solution, want):
+    assert grading.same_math(answer, solution) is bool(want)
+
+
+def test_math_in_the_magnitude_that_the_problem_asks_for():
+    asked = {"problem": "How many million hamburgers were sold?"}
+    assert grading.same_math("2.5 million", "2.5", asked)
+    assert not grading.same_math("2.5 thousand", "2.5", asked)
+    assert not grading.same_math("2.5 million", "2.5")
+
+
+@pytest.mark.parametrize(
+    "answer, solution, want",
+    [
         ("red cube", "red cube", 1),
         ("Red  Cube.", "red cube", 1),
         ('"red cube"', "red cube", 1),
@@ -389,7 +464,9 @@ def test_auto(answer, solution, want):
     assert rewards.VERIFIERS["auto"](answer, solution) is bool(want)
 
 
-# --- format ---
+# -----------------------------------------------------------------------------
+# format
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -417,7 +494,9 @@ def test_format(completion, want):
     assert format_reward(completion, row("b", "text")) == want
 
 
-# --- hacks: the reference stands somewhere in the text, but it is not the answer; or the text attacks the scorer ---
+# -----------------------------------------------------------------------------
+# hacks: the reference stands somewhere but is not the answer, or the text attacks the scorer
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -510,59 +589,20 @@ def test_long_completion_with_a_right_answer():
     assert score(completion, row("3", "count")) == {"accuracy": 0.0, "format": 1.0}
 
 
+# fmt: off
 PIECES = [
-    "<answer>",
-    "</answer>",
-    "<think>",
-    "</think>",
-    "3",
-    "12",
-    "4.5",
-    ",",
-    ".",
-    "-",
-    "=",
-    "/",
-    "^",
-    "**",
-    "{",
-    "}",
-    "(",
-    ")",
-    "\\frac",
-    "\\sqrt",
-    "√",
-    "π",
-    "°",
-    "cm",
-    "m",
-    "B",
-    "A cat",
-    "or",
-    "three",
-    "\\boxed{",
-    "$",
-    "\\(",
-    " ",
-    "\n",
-    "\0",
-    "%",
-    "²",
-    "½",
-    "٣",
-    "ß",
-    "\ud800",
-    "🎲",
-    "\\text{",
-    "the answer is ",
-    "there are ",
-    "x",
-    "+",
-    "_",
-    "\\",
-    "!",
-    "e9",
+    "<answer>", "</answer>", "<think>", "</think>",
+    "3", "12", "4.5",
+    ",", ".", "-", "=", "/", "^", "**", "{", "}", "(", ")",
+    "\\frac", "\\sqrt", "√", "π", "°",
+    "cm", "m",
+    "B", "A cat", "or", "three",
+    "\\boxed{", "$", "\\(", " ", "\n", "\0", "%",
+    "²", "½", "٣", "ß", "\ud800", "🎲",
+    "\\text{", "the answer is ", "there are ",
+    "x", "+", "_", "\\", "!", "e9",
 ]
+# fmt: on
 
 
 def test_fuzz_never_raises_and_is_deterministic():
@@ -582,7 +622,9 @@ def test_fuzz_never_raises_and_is_deterministic():
     assert all(verifier(*pair) is verdict for verifier, pair, verdict in seen)
 
 
-# --- the table-driven part ---
+# -----------------------------------------------------------------------------
+# the table-driven part
+# -----------------------------------------------------------------------------
 
 
 def test_score_and_total():
@@ -836,14 +878,13 @@ def test_sentences_labels_units(answer, solution, want):
 
 def test_a_list_of_accepted_answers():
     accepted = row("['24/7', '3.429']", "math")
-    assert [accuracy_reward(f"<answer>{a}</answer>", accepted) for a in ("\\frac{24}{7}", "3.429", "3")] == [
-        1,
-        1,
-        0,
-    ]
+    verdicts = [accuracy_reward(f"<answer>{a}</answer>", accepted) for a in ("\\frac{24}{7}", "3.429", "3")]
+    assert verdicts == [1, 1, 0]
 
 
-# --- boxes ---
+# -----------------------------------------------------------------------------
+# boxes
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -864,6 +905,7 @@ def test_a_list_of_accepted_answers():
         ("[true, 2, 3, 4]", None),
         ("__import__('os').system('true')", None),
         ("[" * 5000, None),
+        ("[" + "9" * 400 + ", 2, 3, 4]", None),  # an integer that no float holds
     ],
 )
 def test_read_box(text, want):
@@ -875,10 +917,8 @@ def test_iou_equals_torchvision_on_random_boxes():
     from torchvision.ops import box_iou
 
     corners = torch.rand(2, 10_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100
-    low, high = (
-        torch.minimum(corners[..., :2], corners[..., 2:]),
-        torch.maximum(corners[..., :2], corners[..., 2:]),
-    )
+    low = torch.minimum(corners[..., :2], corners[..., 2:])
+    high = torch.maximum(corners[..., :2], corners[..., 2:])
     a, b = torch.cat([low, high], -1)
     reference = [box_iou(a[i : i + 100], b[i : i + 100]).diagonal() for i in range(0, 10_000, 100)]
     ours = [grading.iou(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
@@ -892,31 +932,25 @@ def test_iou_by_hand():
 
 def test_boxes_are_rescaled_from_the_policys_frame():
     truth = row("[64, 48, 320, 240]", "grounding") | {"image_size": (640, 480)}
-    assert (
-        accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)}) == 1
-    )  # Qwen2-VL
-    assert (
-        accuracy_reward("<answer>[32, 24, 160, 120]</answer>", truth | {"box_frame": (320, 240)}) == 1
-    )  # resized to half
-    assert (
-        accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth) == 0
-    )  # no frame known: pixels of the image
-    assert (
-        rewards.iou_reward("<answer>[100, 100, 500, 500]</answer>", truth | {"box_frame": (1000, 1000)})
-        == 1.0
-    )
+    thousandths = truth | {"box_frame": (1000, 1000)}  # Qwen2-VL
+    halved = truth | {"box_frame": (320, 240)}
+    assert accuracy_reward("<answer>[100, 100, 500, 500]</answer>", thousandths) == 1
+    assert accuracy_reward("<answer>[32, 24, 160, 120]</answer>", halved) == 1
+    # no frame known: pixels of the image
+    assert accuracy_reward("<answer>[100, 100, 500, 500]</answer>", truth) == 0
+    assert rewards.iou_reward("<answer>[100, 100, 500, 500]</answer>", thousandths) == 1.0
 
 
 def test_format_of_grounding_asks_for_json_with_a_box():
     good = '<think>left</think> <answer>```json\n{"bbox_2d": [1, 2, 3, 4]}\n```</answer>'
+    bare_list = "<think>x</think><answer>[10, 10, 100, 100]</answer>"
     box = row("[1, 2, 3, 4]", "grounding")
-    assert [
-        format_reward(text, box)
-        for text in (good, "<think>x</think><answer>[10, 10, 100, 100]</answer>", good[20:])
-    ] == [1, 0, 0]
+    assert [format_reward(text, box) for text in (good, bare_list, good[20:])] == [1, 0, 0]
 
 
-# --- the other reward parts, by hand from their papers' formulas ---
+# -----------------------------------------------------------------------------
+# the other reward parts, by hand from their papers' formulas
+# -----------------------------------------------------------------------------
 
 
 def test_length_rewards_by_hand():
@@ -932,35 +966,123 @@ def test_cosine_rewards_by_hand():
 
 
 def test_repetition_steps_fuzzy_by_hand():
-    assert rewards.repetition_reward("a b c a b c", {}) == pytest.approx(
-        3 / 4 - 1
-    )  # trigrams abc bca cab abc: 3 of 4 distinct
+    # trigrams abc bca cab abc: 3 of 4 distinct
+    assert rewards.repetition_reward("a b c a b c", {}) == pytest.approx(3 / 4 - 1)
     assert [rewards.repetition_reward(text, {}) for text in ("a b c d e", "", "一")] == [0.0, 0.0, 0.0]
     assert rewards.reasoning_steps_reward("Step 1: x\nStep 2: y", {}) == pytest.approx(2 / 3)
     assert rewards.reasoning_steps_reward("First, a. Second, b. Next, c. Finally, d.", {}) == 1.0
-    fuzzy = [
-        rewards.fuzzy_reward(f"<answer>{a}</answer>", row("red cubes", "text"))
-        for a in ("red cubes", "red cube", "blue ball")
-    ]
-    assert (
-        fuzzy == [1.0, 0.1, 0.0]
-        and rewards.fuzzy_reward("<answer>13 cm</answer>", row("12 cm", "math")) == 0.0
-    )
-    assert rewards.likeness("kitten", "sitting") == pytest.approx(
-        8 / 13
-    )  # the longest common subsequence is "ittn"
+    texts = ("red cubes", "red cube", "blue ball")
+    fuzzy = [rewards.fuzzy_reward(f"<answer>{text}</answer>", row("red cubes", "text")) for text in texts]
+    assert fuzzy == [1.0, 0.1, 0.0]
+    assert rewards.fuzzy_reward("<answer>13 cm</answer>", row("12 cm", "math")) == 0.0
+    # the longest common subsequence is "ittn"
+    assert rewards.likeness("kitten", "sitting") == pytest.approx(8 / 13)
 
 
 def test_a_row_may_choose_its_parts_and_a_group_is_scored_together():
     texts = ["<think>a</think><answer>3</answer>", "<answer>4</answer>"]
-    parts = rewards.score_group(
-        texts, row("3", "count") | {"reward_func": "accuracy, length"}, ("accuracy", "format"), [10, 20], 50
-    )
+    names = ("accuracy", "format")
+    own = row("3", "count") | {"reward_func": "accuracy, length"}
+    parts = rewards.score_group(texts, own, names, [10, 20], 50)
     assert parts == [{"accuracy": 1.0, "length": 0.5}, {"accuracy": 0.0, "length": -0.5}]
-    assert set(rewards.score_group(texts, row("3", "count") | {"reward_func": "default"})[0]) == {
+    default = row("3", "count") | {"reward_func": "default"}
+    assert set(rewards.score_group(texts, default)[0]) == {"accuracy", "format"}
+
+
+PARTS = [*rewards.REWARDS, *rewards.GROUP_REWARDS]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_row_may_choose_each_part(name):
+    for named in (name, [name], (name,)):
+        want = [] if name == "iou" else [name]  # "iou" alone is OpenV-R1's word for grounding, see below
+        assert rewards.own_parts(named) == want
+    assert rewards.own_parts(["format", name]) == rewards.own_parts(f"format, {name}") == ["format", name]
+
+
+@pytest.mark.parametrize("named", [None, "", [], (), "iou", "default", ["iou"], ["default"], ("iou",)])
+def test_a_row_that_chooses_no_part_gets_those_of_the_knob(named):
+    assert rewards.own_parts(named) == []
+    assert rewards.parts_of({"reward_func": named}, ("accuracy", "my_rewards:brevity")) == [
         "accuracy",
-        "format",
-    }
+        "my_rewards:brevity",
+    ]
+
+
+def test_parts_of_a_row():
+    assert rewards.parts_of({}, ("accuracy",)) == ["accuracy"]
+    assert rewards.parts_of({"reward_func": "format, length"}, ("accuracy",)) == ["format", "length"]
+    with pytest.raises(ValueError, match="'trap:score'.*data cannot name other functions"):
+        rewards.parts_of({"reward_func": "trap:score"}, ("accuracy",))
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module that Python would find, and that leaves a file behind when it is imported."""
+    ran = tmp_path / "RAN"
+    (tmp_path / "trap.py").write_text(f"open({str(ran)!r}, 'w')\n\ndef score(*args):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield ran
+    sys.modules.pop("trap", None)
+    rewards.reward_function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "named, sentence",
+    [
+        ("trap:score", "reward_func 'trap:score' is none of accuracy, cosine, format"),
+        ("trap", "reward_func 'trap' is none of"),
+        ("accuracy, trap:score", "reward_func 'trap:score' is none of"),
+        (["accuracy", "trap:score"], "reward_func 'trap:score' is none of"),
+        (("trap:score",), "reward_func 'trap:score' is none of"),
+        ("iou, trap:score", "reward_func 'trap:score' is none of"),
+        (["default", "accuracy"], "reward_func 'default' is none of"),  # OpenV-R1's word stands alone
+        ("Accuracy", "reward_func 'Accuracy' is none of"),
+        ("accuracy,", "reward_func '' is none of"),
+        (5, "reward_func 5 is no name of a reward part"),
+        (True, "reward_func True is no name of a reward part"),
+        ({"accuracy": 1.0}, "reward_func {'accuracy': 1.0} is no name of a reward part"),
+        ([{"name": "trap:score"}], "is none of .*; data cannot name other functions, --reward_weights can"),
+        ([["accuracy"]], "is none of"),
+        ([None], "reward_func 'None' is none of"),
+        ([3], "reward_func '3' is none of"),
+    ],
+)
+def test_data_cannot_name_anything_else(trap, named, sentence):
+    own = row("3", "count") | {"reward_func": named}
+    for ask in (
+        lambda: rewards.own_parts(named),
+        lambda: rewards.parts_of(own, ("accuracy",)),
+        lambda: score("<answer>3</answer>", own),
+        lambda: rewards.score_group(["<answer>3</answer>"], own),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            ask()
+    assert not trap.exists() and "trap" not in sys.modules
+
+
+def test_the_knob_can_name_what_data_cannot(trap):
+    assert score("<answer>3</answer>", row("3", "count"), names=("trap:score",)) == {"trap:score": 1.0}
+    assert trap.exists()  # so the tests above would have seen an import
+
+
+def test_the_table_of_parts_is_the_only_list_of_names():
+    assert not set(rewards.REWARDS) & set(rewards.GROUP_REWARDS)
+    assert set(rewards.READS_ANSWER) <= set(rewards.REWARDS.values())
+    with pytest.raises(ValueError) as error:
+        rewards.own_parts("nope")
+    assert ", ".join(sorted(PARTS)) in str(error.value)
+
+
+def test_a_group_is_compared_by_accuracy_even_if_that_is_no_part():
+    texts = ["<answer>3</answer>", "<answer>4</answer>"]
+    parts = rewards.score_group(texts, row("3", "count"), ("length", "format"), [10, 20], 50)
+    assert parts == [{"format": 0.0, "length": 0.5}, {"format": 0.0, "length": -0.5}]
+
+
+def test_a_reference_with_brackets_and_quotes_may_be_a_text():
+    assert rewards.references(row("['a', 'b']", "text")) == ["a", "b"]
+    assert rewards.references(row("['a' and 'b']", "text")) == ["['a' and 'b']"]
 
 
 def test_a_users_own_function(tmp_path, monkeypatch):
@@ -983,9 +1105,8 @@ def test_environment_variables_of_the_seeds(monkeypatch, tmp_path):
     rewards.debug_log(["one", "two"], [row("3", "count")] * 2, [1.0, 0.0])
     rewards.debug_log(["three"], [row("3", "count")], [0.5], rank=1)
     text = (tmp_path / "log.txt").read_text()
-    assert (
-        "content: one" in text and "content: two" in text and "reward: 1.0" in text and "solution: 3" in text
-    )
+    for entry in ("content: one", "content: two", "reward: 1.0", "solution: 3"):
+        assert entry in text
     assert "three" in (tmp_path / "log.txt.rank1").read_text()
 
 
@@ -996,15 +1117,12 @@ def test_the_pool_gives_the_same_parts_and_survives_hard_answers():
     ]
     rows = [row("2√{3}", "math"), row("B", "choice") | {"images": [object()]}]
     alone, pool = rewards.Scorer(0), rewards.Scorer(2)
+    want = [
+        [{"accuracy": 1.0, "format": 0.0}, {"accuracy": 0.0, "format": 0.0}],
+        [{"accuracy": 0.0, "format": 0.0}, {"accuracy": 1.0, "format": 0.0}],
+    ]
     try:
-        assert (
-            pool.score(groups, rows)
-            == alone.score(groups, rows)
-            == [
-                [{"accuracy": 1.0, "format": 0.0}, {"accuracy": 0.0, "format": 0.0}],
-                [{"accuracy": 0.0, "format": 0.0}, {"accuracy": 1.0, "format": 0.0}],
-            ]
-        )
+        assert pool.score(groups, rows) == alone.score(groups, rows) == want
     finally:
         pool.close()
 
@@ -1016,7 +1134,9 @@ def test_symbolic_work_is_stopped_after_its_time(caplog):
     assert grading.symbolic(lambda text: text, "x+1") == "x+1"  # the alarm is off again
 
 
-# --- answers in the manner of real outputs, invented and judged by hand: tests/data/answers.jsonl ---
+# -----------------------------------------------------------------------------
+# answers in the manner of real outputs, invented and judged by hand: tests/data/answers.jsonl
+# -----------------------------------------------------------------------------
 
 
 def test_agreement_with_verdicts_by_hand():
@@ -1028,7 +1148,9 @@ def test_agreement_with_verdicts_by_hand():
     assert sum(bool(x) == r["right"] for x, r in zip(ours, rows, strict=True)) >= 0.99 * len(rows)
 
 
-# --- real outputs with careful verdicts, where they lie beside the checkout ---
+# -----------------------------------------------------------------------------
+# real outputs with careful verdicts, where they lie beside the checkout
+# -----------------------------------------------------------------------------
 
 REGRADE = Path(ROOT).parent / "shared" / "regrade"
 
@@ -1047,34 +1169,24 @@ REGRADE = Path(ROOT).parent / "shared" / "regrade"
 )
 def test_agreement_with_careful_verdicts(name, least):
     rows = [json.loads(line) for line in (REGRADE / f"{name}.dev.jsonl").read_text().splitlines()]
-    ours = [
-        score(r["output"], row(r["ground_truth"], r["task"]) | {"problem": r["question"]}, strict=False)[
-            "accuracy"
-        ]
-        for r in rows
-    ]
+    ours = []
+    for r in rows:
+        asked = row(r["ground_truth"], r["task"]) | {"problem": r["question"]}
+        ours.append(score(r["output"], asked, strict=False)["accuracy"])
     assert sum(bool(x) == r["gold"] for x, r in zip(ours, rows, strict=True)) >= least * len(rows)
     assert sum(x and not r["gold"] for x, r in zip(ours, rows, strict=True)) <= 0.015 * len(rows)
 
 
-# --- any text at all ---
+# -----------------------------------------------------------------------------
+# any text at all
+# -----------------------------------------------------------------------------
 
+# fmt: off
 MORE = [
-    "\\approx",
-    "\\leq",
-    "\\infty",
-    "\\pm",
-    "[",
-    "]",
-    ":",
-    "∪",
-    "and ",
-    "is ",
-    "(A) ",
-    "B. ",
-    "10^",
-    "1/2",
+    "\\approx", "\\leq", "\\infty", "\\pm", "[", "]", ":", "∪",
+    "and ", "is ", "(A) ", "B. ", "10^", "1/2",
 ]
+# fmt: on
 LATEX = st.lists(st.sampled_from(PIECES + MORE), max_size=30).map("".join)
 
 

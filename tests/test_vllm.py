@@ -1,6 +1,7 @@
-"""The sampler and the trainer are one policy: vLLM's prompts, log-probs, seeds and ends against ours, before and after updates.
+"""The sampler and the trainer are one policy: vLLM's prompts, log-probs, seeds and ends against ours.
 
-One real vLLM engine and one real Qwen2.5-VL (0.8 M parameters, float32) in this process, as train_grpo.py has them.
+Before and after updates. One real vLLM engine and one real Qwen2.5-VL (0.8 M parameters, float32) in this
+process, as train_grpo.py has them.
 
     python -m pytest tests/test_vllm.py        # 2 CPU cores, about 45 seconds
 """
@@ -9,9 +10,8 @@ import os
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # read when torch is first loaded: waiting threads give the core to others
+# read when torch is first loaded: waiting threads give the core to others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import checkpoint
@@ -22,12 +22,11 @@ import sampling
 
 pytestmark = pytest.mark.slow
 SAMPLING = {"top_p": 1.0, "top_k": 0}
-# vLLM's CPU backend caches prompts in blocks of 128 tokens, and only whole ones: shorter prompts would never hit its prefix cache
+# vLLM's CPU backend caches prompts in blocks of 128 tokens, and only whole ones: shorter prompts would never
+# hit its prefix cache
 LONG = 280
-PROBLEM = (
-    "Count them all: red cube, blue sphere, green cylinder, gray cube. " * 12
-    + "How many items are there in the image?"
-)
+LISTED = "Count them all: red cube, blue sphere, green cylinder, gray cube. "
+PROBLEM = LISTED * 12 + "How many items are there in the image?"
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,12 @@ def prompts(processor):
     pictures = [rows[i]["images"][0] for i in range(4)]
     result = []
     for i, images in enumerate(([pictures[0]], [], [pictures[1], pictures[2]], [pictures[3]])):
-        row = {
-            "id": f"row{i}",
-            "images": images,
-            "problem": PROBLEM,
-            "solution": "3",
-            "task": "count",
-            "thinking": None,
-        }
-        # images are enlarged, so that the whole cached blocks hold image tokens too; two of one size, one of another
-        result.append(
-            data.encode_prompt(
-                row, processor, max_prompt_length=2000, min_pixels=28 * 28 * (160 + 40 * (i % 2))
-            )
-        )
+        row = {"id": f"row{i}", "images": images, "problem": PROBLEM, "solution": "3", "task": "count"}
+        row["thinking"] = None
+        # images are enlarged, so that the whole cached blocks hold image tokens too; two of one size, one of
+        # another
+        min_pixels = 28 * 28 * (160 + 40 * (i % 2))
+        result.append(data.encode_prompt(row, processor, max_prompt_length=2000, min_pixels=min_pixels))
     assert all(len(p["input_ids"]) > LONG for p in result)
     return result
 
@@ -92,14 +83,17 @@ def synced(llm, net):
 
 def trainer_logps(net, prompts, groups, banned, temperature):
     """The trainer's log-probs of all response tokens, laid end to end; packed as train_grpo.py packs them."""
-    starts, n = [], 0
+    completions = []  # per prompt a list of (place of its first token, ids)
+    n = 0
     for group in groups:
-        starts.append([])
+        members = []
         for c in group:
-            starts[-1].append((n, c.ids))
+            members.append((n, c.ids))
             n += len(c.ids)
-    logps, policy = torch.zeros(n), qwen.Policy(net, banned, temperature)
-    for batch in qwen.pack(prompts, starts, net, micro_tokens=2048):
+        completions.append(members)
+    logps = torch.zeros(n)
+    policy = qwen.Policy(net, banned, temperature)
+    for batch in qwen.pack(prompts, completions, net, micro_tokens=2048):
         logps = logps.index_put((batch["token"],), policy(batch)[0])
     return logps
 
@@ -109,18 +103,18 @@ def vllm_logps(groups):
 
 
 def targets(processor, end):
-    """Two short answers; one ends in <|im_end|>, the other in <|endoftext|>, as both do in Qwen's own data."""
-    texts = ["<answer> 3 </answer>", "<think> red cube </think> <answer> 1 </answer>"]
-    return [
-        processor.tokenizer(t, add_special_tokens=False).input_ids + [e]
-        for t, e in zip(texts, end, strict=True)
-    ]
+    """Two short answers; one ends in <|im_end|>, the other in <|endoftext|>: Qwen's own data have both."""
+    answers = []
+    for text in ("<answer> 3 </answer>", "<think> red cube </think> <answer> 1 </answer>"):
+        answers.append(processor.tokenizer(text, add_special_tokens=False).input_ids)
+    return [answer + [token] for answer, token in zip(answers, end, strict=True)]
 
 
 def learn(net, prompts, processor, ids, steps, lr):
     """Real updates towards `targets`."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
-    groups = [[sampling.Completion(t, [], True) for t in targets(processor, ids["end"])] for _ in prompts]
+    group = [sampling.Completion(target, [], True) for target in targets(processor, ids["end"])]
+    groups = [group] * len(prompts)
     for _ in range(steps):
         loss = -trainer_logps(net, prompts, groups, ids["banned"], 1.0).mean()
         optimizer.zero_grad()
@@ -131,34 +125,25 @@ def learn(net, prompts, processor, ids, steps, lr):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logps_agree_through_updates(synced, net, processor, prompts, ids, temperature):
-    """vLLM's log-probs are the trainer's, at the start and after each of three updates; before each sync they are not.
+    """vLLM's log-probs are the trainer's, at the start and after each of three updates; not before each sync.
 
-    The images and prompts stay the same, so that every cache is hit. What this test shows if sync_weights leaves a reset out:
+    The images and prompts stay the same, so that every cache is hit. What this test shows if sync_weights
+    leaves a reset out:
       reset_prefix_cache    log-probs are off by 0.7 after the first sync: keys and values of the old weights
-      reset_encoder_cache   the engine waits for ever for an image that it takes for encoded (reload_weights emptied half of that cache)
+      reset_encoder_cache   the engine waits for ever for an image that it takes for encoded (reload_weights
+                            emptied half of that cache)
       reset_mm_cache        nothing with this vLLM: processed pixels do not depend on the weights
     """
+    knobs = {"n": 4, "temperature": temperature, "max_tokens": 16} | SAMPLING | ids
 
     def draw(seed):
-        return sampling.rollout_vllm(
-            synced,
-            prompts,
-            n=4,
-            seeds=[seed + i * 100 for i in range(len(prompts))],
-            temperature=temperature,
-            max_tokens=16,
-            **SAMPLING,
-            **ids,
-        )
+        seeds = [seed + i * 100 for i in range(len(prompts))]
+        return sampling.rollout_vllm(synced, prompts, seeds=seeds, **knobs)
 
     def difference(groups):
         with torch.no_grad():
-            return (
-                (vllm_logps(groups) - trainer_logps(net, prompts, groups, ids["banned"], temperature))
-                .abs()
-                .max()
-                .item()
-            )
+            ours = trainer_logps(net, prompts, groups, ids["banned"], temperature)
+        return (vllm_logps(groups) - ours).abs().max().item()
 
     groups = draw(0)
     assert difference(groups) < 1e-4
@@ -173,66 +158,59 @@ def test_logps_agree_through_updates(synced, net, processor, prompts, ids, tempe
 
 
 def test_prompt_ids(synced, prompts, ids):
-    """The engine's own expansion of the image placeholders is the trainer's, id by id; rollout_vllm refuses a prompt where it is not."""
+    """The engine's own expansion of the image placeholders is the trainer's, id by id.
+
+    rollout_vllm refuses a prompt where it is not.
+    """
     knobs = {"n": 1, "seeds": [0], "temperature": 0.0, "max_tokens": 1} | SAMPLING | ids
     for prompt in prompts:
-        outputs = synced.generate(
-            [
-                {"prompt_token_ids": prompt["token_ids"]}
-                | (
-                    {"multi_modal_data": {"image": prompt["row"]["images"]}}
-                    if prompt["row"]["images"]
-                    else {}
-                )
-            ],
-            use_tqdm=False,
-        )
+        request = {"prompt_token_ids": prompt["token_ids"]}
+        if prompt["row"]["images"]:
+            request["multi_modal_data"] = {"image": prompt["row"]["images"]}
+        outputs = synced.generate([request], use_tqdm=False)
         assert list(outputs[0].prompt_token_ids) == prompt["input_ids"]
+    shorter = prompts[0] | {"input_ids": prompts[0]["input_ids"][:-1]}
     with pytest.raises(AssertionError, match="disagree on the prompt of row row0"):
-        sampling.rollout_vllm(synced, [prompts[0] | {"input_ids": prompts[0]["input_ids"][:-1]}], **knobs)
+        sampling.rollout_vllm(synced, [shorter], **knobs)
 
 
 def test_seeds(synced, prompts, ids):
-    def draw(base):
-        seeds = [sampling.sample_seed(base, 0, i) for i in range(len(prompts))]
-        return sampling.rollout_vllm(
-            synced, prompts, n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids
-        )
+    knobs = {"n": 4, "temperature": 1.0, "max_tokens": 12} | SAMPLING | ids
 
-    first, again, other = draw(0), draw(0), draw(1)
-    assert [[c.ids for c in g] for g in first] == [[c.ids for c in g] for g in again]
-    assert all(
-        a.ids != b.ids for ga, gb in zip(first, other, strict=True) for a, b in zip(ga, gb, strict=True)
-    )
-    assert all(len({tuple(c.ids) for c in group}) == 4 for group in first), (
-        "the completions of a group have seeds of their own"
-    )
-    # alone or in company, a prompt gets the same completions: that is what makes runs on 1 and on 2 processes comparable
-    seeds = [sampling.sample_seed(0, 0, 1)]
-    alone = sampling.rollout_vllm(
-        synced, prompts[1:2], n=4, seeds=seeds, temperature=1.0, max_tokens=12, **SAMPLING, **ids
-    )
-    assert [c.ids for c in alone[0]] == [c.ids for c in first[1]]
+    def draw(base, places):
+        """The ids of every completion, of the prompts at these places."""
+        seeds = [sampling.sample_seed(base, 0, i) for i in places]
+        groups = sampling.rollout_vllm(synced, [prompts[i] for i in places], seeds=seeds, **knobs)
+        return [[c.ids for c in group] for group in groups]
+
+    places = range(len(prompts))
+    first = draw(0, places)
+    assert draw(0, places) == first
+    for group, other in zip(first, draw(1, places), strict=True):
+        assert all(a != b for a, b in zip(group, other, strict=True))
+        assert len({tuple(completion) for completion in group}) == 4, "completions have seeds of their own"
+    # alone or in company, a prompt gets the same completions: runs on 1 and on 2 processes are comparable
+    assert draw(0, [1]) == [first[1]]
 
 
 def test_banned_ids_never_appear(synced, net, prompts, ids):
-    """512 hot completions hold no banned id, from either sampler; without the ban dozens do, so that the test can fail."""
+    """512 hot completions hold no banned id, from either sampler; without the ban dozens do."""
 
     def count(draw, who, temperature, banned):
         knobs = SAMPLING | {"temperature": temperature, "max_tokens": 8, "banned": banned, "end": ids["end"]}
         groups = draw(who, prompts, n=128, seeds=[7, 1007, 2007, 3007], **knobs)
         assert sum(len(g) for g in groups) == 512
-        return sum(t in set(ids["banned"]) for g in groups for c in g for t in c.ids)
+        drawn = [token for group in groups for c in group for token in c.ids]
+        return sum(token in ids["banned"] for token in drawn)
 
-    assert (
-        count(sampling.rollout_vllm, synced, 2.0, ids["banned"]) == 0
-    )  # 2 is the highest temperature that vLLM accepts
+    # 2 is the highest temperature that vLLM accepts
+    assert count(sampling.rollout_vllm, synced, 2.0, ids["banned"]) == 0
     assert count(sampling.rollout_vllm, synced, 2.0, []) >= 12
     assert count(sampling.rollout_hf, net, 3.0, ids["banned"]) == 0
 
 
 def check_ends(groups, end, max_tokens):
-    for c in (c for group in groups for c in group):
+    for c in [c for group in groups for c in group]:
         assert len(c.ids) == len(c.logps) and 1 <= len(c.ids) <= max_tokens
         assert not set(c.ids[:-1]) & set(end), "nothing may follow an end token"
         assert c.finished == (c.ids[-1] in end)
@@ -240,7 +218,10 @@ def check_ends(groups, end, max_tokens):
 
 
 def test_ends(llm, net, processor, prompts, ids):
-    """The end token is part of the completion, nothing follows it, and `finished` is right, also at exactly max_tokens."""
+    """The end token is part of the completion, nothing follows it, and `finished` is right.
+
+    Also for one that ends at exactly max_tokens.
+    """
     learn(net, prompts, processor, ids, steps=12, lr=5e-3)
     sampling.sync_weights(llm, checkpoint.full_state(net, 0))
     knobs = {"n": 16, "seeds": [0, 100, 200, 300], "temperature": 1.0} | SAMPLING | ids
@@ -255,11 +236,14 @@ def test_ends(llm, net, processor, prompts, ids):
     check_ends(short, ids["end"], 3)
     assert not all(c.finished for g in short for c in g)
     done = next(c for c in long[0] if c.finished)
-    n, place = len(done.ids), long[0].index(done)
-    exact, cut = (
-        sampling.rollout_vllm(llm, prompts[:1], max_tokens=m, **(knobs | {"seeds": [0]}))[0][place]
-        for m in (n, n - 1)
-    )
+    place = long[0].index(done)
+
+    def again(max_tokens):
+        groups = sampling.rollout_vllm(llm, prompts[:1], max_tokens=max_tokens, **(knobs | {"seeds": [0]}))
+        return groups[0][place]
+
+    exact = again(len(done.ids))
+    cut = again(len(done.ids) - 1)
     assert exact.ids == done.ids and exact.finished
     assert cut.ids == done.ids[:-1] and not cut.finished
     hf = sampling.rollout_hf(net, prompts, max_tokens=24, **knobs)
@@ -269,16 +253,19 @@ def test_ends(llm, net, processor, prompts, ids):
 
 @pytest.mark.parametrize("max_tokens", [5, 24])
 def test_vllm_and_transformers_agree_greedily(synced, net, prompts, ids, max_tokens):
-    """Token for token, with the same log-probs and flags; at 5 tokens nothing is finished, at 24 the trained policy is (test_ends)."""
-    knobs = (
-        {"n": 1, "seeds": [0] * len(prompts), "temperature": 0.0, "max_tokens": max_tokens} | SAMPLING | ids
-    )
-    one, other = sampling.rollout_vllm(synced, prompts, **knobs), sampling.rollout_hf(net, prompts, **knobs)
+    """Token for token, with the same log-probs and flags.
+
+    At 5 tokens nothing is finished, at 24 the trained policy is (test_ends).
+    """
+    greedy = {"n": 1, "seeds": [0] * len(prompts), "temperature": 0.0, "max_tokens": max_tokens}
+    knobs = greedy | SAMPLING | ids
+    one = sampling.rollout_vllm(synced, prompts, **knobs)
+    other = sampling.rollout_hf(net, prompts, **knobs)
     for (a,), (b,) in zip(one, other, strict=True):
         assert a.ids == b.ids and a.finished == b.finished
         assert torch.allclose(torch.tensor(a.logps), torch.tensor(b.logps), atol=1e-4)
     check_ends(one, ids["end"], max_tokens)
-    # sampled tokens: not the same ones (other generators), but the same distribution, as the log-probs that come with them say
+    # sampled tokens: not the same ones (other generators), but the same distribution, as their log-probs say
     sampled = sampling.rollout_hf(net, prompts, **(knobs | {"temperature": 0.7, "n": 2}))
     with torch.no_grad():
         expected = trainer_logps(net, prompts, sampled, ids["banned"], 0.7)
