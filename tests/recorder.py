@@ -240,7 +240,8 @@ def main(path: str) -> None:
     torch.distributed.destroy_process_group = lambda: None  # the next run uses the same processes
     subprocess.Popen = without_report(subprocess.Popen)
     for run in json.loads(Path(path).read_text()):
-        wrap(Recorder(run["folder"], run.get("shift", 0.0), run.get("stale", 0)), real)
+        if "folder" in run:
+            wrap(Recorder(run["folder"], run.get("shift", 0.0), run.get("stale", 0)), real)
         trainer = str(ROOT / run["command"][0])
         sys.argv = [trainer, *run["command"][1:]]
         runpy.run_path(trainer, run_name="__main__")
