@@ -295,6 +295,8 @@ class Rows:
         return len(self.records)
 
     def __getitem__(self, i: int) -> dict:
+        if not 0 <= i < len(self):  # drawn scenes never end, and neither would `for row in rows`
+            raise IndexError(i)
         fields = self.read_fields(i)
         row_id = fields["id"]
         if fields["problem"] in (None, ""):

@@ -1,7 +1,7 @@
 """The benchmarks that R1-V and OpenV-R1 report, by name: rows, answer rule, limits, published figures.
 
     python eval.py --model=... --bench=superclevr200,mmmu
-    python -m tasks.benchmarks                                   # the table of the README
+    python -m tasks.benchmarks                                   # the table of docs/benchmarks.md
 
 Their files: adapters.py. eval.py reports two figures: ours (rewards.py) and, for comparison with published
 numbers, the rule that the original evaluation script applied. These rules are written down here as they were,
@@ -212,7 +212,7 @@ def choose(text: str) -> dict[str, str]:
 
 
 def table_markdown() -> str:
-    """The README's table."""
+    """The table of docs/benchmarks.md."""
     lines = [
         "| `--bench=` | rows | prompt, tokens | download | published before → after RL, % |",
         "|---|---|---|---|---|",

@@ -1055,3 +1055,12 @@ def test_target_text():
     with pytest.raises(data.BadRow, match="^row 5 has no thinking to imitate .*--target=answer"):
         data.target_text(row | {"thinking": None})
     assert data.target_text(row | {"thinking": None}, "answer") == "<answer> 3 </answer>"
+
+
+def test_rows_end():
+    """A loop over drawn scenes ends, although scene 8 could be drawn as well."""
+    rows = data.load_rows("scenes:clevr?rows=8&layout=grid&objects=1-2")
+    assert [row["id"] for row in rows] == [f"clevr/0/{i}" for i in range(8)]
+    for index in (8, -1):
+        with pytest.raises(IndexError):
+            rows[index]

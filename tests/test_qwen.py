@@ -6,7 +6,7 @@ give the log-probs AND the gradients of plain transformers: one row per completi
 own positions, eager attention with a causal mask, log-softmax by hand. The sampler must draw from that same
 distribution, reproducibly.
 
-    python -m pytest tests/test_model.py
+    python -m pytest tests/test_qwen.py
 """
 
 import functools

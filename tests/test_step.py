@@ -77,7 +77,7 @@ RUNS = {
         | {"beta": 0.04, "loss_norm": "constant", "adv_norm": "none", "temperature": 0.7}
         | {"lr_schedule": "cosine", "grad_clip": 0.01},
     ),
-    "gspo": ("ends", NARROW | {"beta": 0.1, "ratio_level": "sequence", "adv_norm": "batch", "updates_per_rollout": 3}),
+    "gspo": ("ends", NARROW | {"beta": 0.1, "ratio_level": "sequence", "adv_norm": "batch", "updates_per_rollout": 3, "clip_low": 0.05, "clip_high": 0.06}),
     "gspo_token": (
         "ends",
         NARROW
@@ -88,7 +88,7 @@ RUNS = {
         "qwen3_vl",
         NARROW
         | {"beta": 0.3, "ratio_level": "sequence", "loss_norm": "constant", "drop_flat_groups": True}
-        | {"zero_stage": 2},
+        | {"zero_stage": 2, "clip_low": 0.05, "clip_high": 0.06},
     ),
     "batch": ("qwen2_vl", {"beta": 0.2, "adv_norm": "batch", "grad_checkpointing": True, "zero_stage": 1}),
     "frozen": ("tiny", NARROW | {"beta": 0.1, "freeze_vision": True, "weight_decay": 0.1, "importance_cap": 1.2}),
@@ -132,13 +132,13 @@ def write_models(folder: Path) -> None:
         qwen.build_tiny(str(folder / name), corpus, family, hidden=64, layers=2)
     qwen.build_tiny(str(folder / "ends"), corpus, hidden=64, layers=2)
     model = plain_model(folder / "ends")
-    # an end token whose embedding is like the average hidden state has a high logit, about 5, everywhere
+    # an end token whose embedding is like the average hidden state has a high logit, about 6, everywhere
     with torch.no_grad():
         average = model.model(input_ids=torch.arange(10, 400)[None]).last_hidden_state[0].mean(0)
     tokenizer = AutoTokenizer.from_pretrained(folder / "ends")
     for token in ("<|im_end|>", "<|endoftext|>"):
         embeddings = model.get_input_embeddings().weight.data
-        embeddings[tokenizer.convert_tokens_to_ids(token)] = 5 * average / average.square().sum()
+        embeddings[tokenizer.convert_tokens_to_ids(token)] = 6 * average / average.square().sum()
     model.save_pretrained(folder / "ends")
 
 
