@@ -281,7 +281,8 @@ def micro_batches(prompts: list[dict], ids: list[list[int]], used: torch.Tensor,
     used (S,) bool: the completions that have a weight in the loss; the others are left out.
     Beside what `pack` says a micro-batch has `real`: 1.0, or 0.0 if it is a filler that must not count.
     """
-    if not used.any():
+    idle = not used.any()
+    if idle:
         # this rank has nothing to learn from, but takes part in the collectives of the others
         used = torch.arange(len(ids)) == 0
     group_size = len(ids) // len(prompts)
@@ -292,6 +293,8 @@ def micro_batches(prompts: list[dict], ids: list[list[int]], used: torch.Tensor,
             groups[s // group_size].append((start, completion))
         start += len(completion)
     batches = same_count(pack(prompts, groups, model, budget.tokens()))
+    if idle:
+        batches = [batch | {"real": 0.0} for batch in batches]
     device = next(model.parameters()).device
     return [to_device(batch, device) for batch in batches]
 

@@ -28,10 +28,248 @@ class Mutant(NamedTuple):
     tests: str  # arguments of pytest
 
 
-# fmt: off
+def step(run: str) -> str:
+    """One run of tests/test_step.py: gradient, log, weights."""
+    return f"tests/test_step.py -k {run}"
+
+
+GRPO, SFT, QWEN, COMMON = "train_grpo.py", "train_sft.py", "qwen.py", "common.py"
+CHECKPOINT, SAMPLING, DATA, REWARDS = "checkpoint.py", "sampling.py", "data.py", "rewards.py"
+MATH = "tests/test_math.py"
+LEARNING = "tests/test_learning.py"
+PACKED = "tests/test_qwen.py -k packed"
+RUNS = "tests/test_runs.py"
+
 MUTANTS = [
+    # the signs and factors of the loss
+    Mutant(
+        GRPO,
+        "engine.backward(loss * world * real)",
+        "engine.backward(-loss * world * real)",
+        f"{LEARNING} -k reward_rises",
+    ),
+    Mutant(GRPO, "engine.backward(loss * world * real)", "engine.backward(loss * real)", step("batch")),
+    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss - beta * kl", f"{LEARNING} -k beta"),
+    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss + kl", step("batch")),
+    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss + beta * kl.mean()", step("batch")),
+    Mutant(GRPO, "k3(logp, ref_logp[token])", "k3(ref_logp[token], logp)", step("batch")),
+    Mutant(GRPO, "ref_logp = fixed_logps(reference)", "ref_logp = fixed_logps(engine)", step("batch")),
+    Mutant(GRPO, "return d.exp() - d - 1", "return -d", step("batch")),
+    Mutant(
+        GRPO,
+        "return -torch.minimum(gain, clipped_gain)",
+        "return -torch.maximum(gain, clipped_gain)",
+        step("dapo"),
+    ),
+    Mutant(GRPO, "return -torch.minimum(gain, clipped_gain)", "return -clipped_gain", step("dapo")),
+    Mutant(
+        GRPO,
+        "ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "ratio.clamp(1 - clip_high, 1 + clip_low)",
+        step("dapo"),
+    ),
+    Mutant(GRPO, "log_ratio = logp - old_logp", "log_ratio = old_logp - logp", step("dapo")),
+    Mutant(GRPO, "clipped_gain < gain\n", "clipped_gain > gain\n", step("dapo")),
+    Mutant(GRPO, "mean = total / tokens", "mean = total", step("gspo")),
+    Mutant(GRPO, "(old_logp - rollout_logp).exp()", "(rollout_logp - old_logp).exp()", step("batch")),
+    Mutant(GRPO, ".clamp_max(cap).detach()", ".detach()", step("frozen")),
+    Mutant(GRPO, "policy_loss = importance * policy_loss", "policy_loss = policy_loss", step("batch")),
+    Mutant(GRPO, "if importance_cap:", "if not importance_cap:", step("batch")),
+    Mutant(
+        GRPO,
+        "old_logp[token] if updates_per_rollout > 1 else logp.detach()",
+        "logp.detach()",
+        step("dapo"),
+    ),
+    Mutant(GRPO, "old_logp = fixed_logps(engine)", "old_logp = rollout_logp", step("dapo")),
+    Mutant(GRPO, 'found[batch["token"]] = logp', 'found[batch["token"].flip(0)] = logp', step("batch")),
+    Mutant(
+        GRPO,
+        "set_gradient_accumulation_boundary(batch is batches[-1])",
+        "set_gradient_accumulation_boundary(batch is batches[0])",
+        step("batch"),
+    ),
+    Mutant(
+        GRPO,
+        "token_weight = (weight * used).to(device)[sequence]",
+        "token_weight = (weight / weight.sum()).to(device)[sequence]",
+        step("batch"),
+    ),
+    # advantages, and the weights of the tokens
+    Mutant(GRPO, "r - r.mean(dim=1, keepdim=True)", "r - r.mean(dim=0, keepdim=True)", step("batch")),
+    Mutant(
+        GRPO,
+        "r.std(dim=1, keepdim=True) + eps",
+        "r.std(dim=1, keepdim=True, correction=0) + eps",
+        step("frozen"),
+    ),
+    Mutant(
+        GRPO,
+        "return centred / (r.std() + eps)",
+        "return centred / (r.std(dim=1, keepdim=True) + eps)",
+        step("batch"),
+    ),
+    Mutant(GRPO, "all_advantages[rank * P : rank * P + P]", "all_advantages[:P]", step("batch")),
+    Mutant(
+        GRPO,
+        "return 1 / (n_sequences * lengths)",
+        "return 1 / (n_sequences * lengths.mean() + 0 * lengths)",
+        step("gspo"),
+    ),
+    Mutant(
+        GRPO,
+        "torch.full_like(lengths, 1 / n_tokens)",
+        "torch.full_like(lengths, 1 / lengths.sum())",
+        step("dapo"),
+    ),
+    Mutant(GRPO, "1 / (n_sequences * max_length)", "1 / (n_sequences * lengths.max())", step("dr_grpo")),
+    Mutant(GRPO, "lengths[used].sum().item()]", "lengths.sum().item()]", step("dapo")),
+    Mutant(GRPO, "used &= ~flat", "used &= flat", step("dapo")),
+    Mutant(GRPO, "used &= finished", "used &= ~finished", step("dapo")),
+    # what the loop asks for and what it logs
+    Mutant(
+        GRPO,
+        "sample_seed(seed, step, p * world + rank)",
+        "sample_seed(seed, 0, p * world + rank)",
+        step("batch"),
+    ),
+    Mutant(GRPO, "sample_seed(seed, step, p * world + rank)", "sample_seed(seed, step, p)", step("batch")),
+    Mutant(
+        GRPO,
+        "common.learning_rate(step, steps,",
+        "common.learning_rate(step + 1, steps,",
+        step("dr_grpo"),
+    ),
+    Mutant(GRPO, "/ updates_per_rollout\n", "/ 1\n", step("dapo")),
+    Mutant(GRPO, "all_rewards.std(1).mean()", "all_rewards.std(0).mean()", step("batch")),
+    Mutant(
+        GRPO,
+        "mismatch = (old - rollout_logp[token]).abs()",
+        "mismatch = old - rollout_logp[token]",
+        step("batch"),
+    ),
+    Mutant(
+        GRPO,
+        "sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)",
+        "pass",
+        "tests/test_engines.py",
+    ),
+    Mutant(
+        COMMON,
+        "(total + real * values.sum(), count + real * values.numel())",
+        "(total + values.sum(), count + values.numel())",
+        f"{MATH} -k tally",
+    ),
+    # packing
+    Mutant(
+        QWEN,
+        "[begin + width - 1, *range(first, first + len(ids) - 1)]",
+        "[*range(first, first + len(ids))]",
+        PACKED,
+    ),
+    Mutant(QWEN, "prompt_place.max() + 1 + torch.arange", "prompt_place.max() + torch.arange", PACKED),
+    Mutant(
+        QWEN,
+        "segments.append((first, len(ids), begin, width))",
+        "segments.append((first, len(ids), 0, width))",
+        PACKED,
+    ),
+    Mutant(
+        QWEN,
+        "torch.ones(C, C, dtype=torch.bool, device=device).tril()",
+        "torch.ones(C, C, dtype=torch.bool, device=device)",
+        PACKED,
+    ),
+    Mutant(
+        QWEN,
+        "start += len(completion)\n",
+        "start += len(completion) if used[s] else 0\n",
+        "tests/test_qwen.py -k micro_batches",
+    ),
+    Mutant(QWEN, "real = 1.0 if m < len(batches) else 0.0", "real = 1.0", step("sft")),
+    Mutant(
+        QWEN,
+        "(logits.float() / temperature).masked_fill(banned, -1e9)",
+        "logits.float().masked_fill(banned, -1e9)",
+        step("dr_grpo"),
+    ),
+    Mutant(
+        QWEN,
+        "(logits.float() / temperature).masked_fill(banned, -1e9)",
+        "logits.float() / temperature",
+        step("batch"),
+    ),
+    Mutant(QWEN, "lora_alpha=alpha", "lora_alpha=rank", step("lora")),
+    Mutant(QWEN, "layer.enable_adapters(False)", "layer.enable_adapters(True)", step("lora")),
+    # the sampler
+    Mutant(
+        SAMPLING,
+        "llm.reset_prefix_cache()",
+        "llm.llm_engine.reset_mm_cache()",
+        "tests/test_vllm.py -k through_updates",
+    ),
+    Mutant(SAMPLING, "manual_seed(seed + i)", "manual_seed(seed)", "tests/test_qwen.py -k rollout"),
+    Mutant(
+        SAMPLING,
+        "logits = logits / temperature",
+        "logits = logits * temperature",
+        "tests/test_qwen.py -k rollout",
+    ),
+    Mutant(
+        SAMPLING,
+        "Completion(ids[: t + 1], logps[: t + 1], finished=True)",
+        "Completion(ids[:t], logps[:t], finished=True)",
+        "tests/test_qwen.py -k cut",
+    ),
+    Mutant(
+        SAMPLING,
+        "index_fill(1, banned, -torch.inf)",
+        "index_fill(1, banned, 0.0)",
+        "tests/test_qwen.py -k rollout",
+    ),
+    Mutant(SAMPLING, "(cache.position + t)", "(cache.position + t + 1)", "tests/test_qwen.py -k rollout"),
+    # saving and going on
+    Mutant(
+        CHECKPOINT,
+        "weight = weight + layer.get_delta_weight",
+        "weight = weight - layer.get_delta_weight",
+        "tests/test_step.py -k exported",
+    ),
+    Mutant(CHECKPOINT, 'stream.cursor = loop["cursors"][rank]', "stream.cursor = 0", f"{RUNS} -k killed"),
+    Mutant(CHECKPOINT, 'get("step", 0) <= step', 'get("step", 0) < step', f"{RUNS} -k killed"),
+    Mutant(
+        CHECKPOINT,
+        'complete(Path(out_dir))[: -config["keep"]]',
+        'complete(Path(out_dir))[config["keep"] :]',
+        f"{RUNS} -k checkpoints",
+    ),
+    Mutant(
+        CHECKPOINT,
+        'torch.set_rng_state(randoms["torch"])',
+        "torch.set_rng_state(torch.get_rng_state())",
+        f"{RUNS} -k killed",
+    ),
+    # the optimizer
+    Mutant(COMMON, 'group["lr"] = lr', 'group["lr"] = group["lr"]', step("dr_grpo")),
+    Mutant(COMMON, '"gradient_clipping": grad_clip', '"gradient_clipping": 0.0', step("dr_grpo")),
+    Mutant(COMMON, "betas=betas, weight_decay=weight_decay", "betas=betas", step("frozen")),
+    Mutant(
+        COMMON,
+        "return peak * (step + 1) / warmup",
+        "return peak * step / warmup",
+        f"{MATH} -k learning_rate",
+    ),
+    # supervised fine-tuning
+    Mutant(SFT, "loss = -logp.sum() / n_tokens", "loss = logp.sum() / n_tokens", f"{LEARNING} -k sft"),
+    Mutant(SFT, "loss = -logp.sum() / n_tokens", "loss = -logp.mean()", step("sft")),
+    Mutant(SFT, "engine.backward(loss * world * real)", "engine.backward(loss * real)", step("sft")),
+    Mutant(SFT, "input_ids + [end[0]]", "input_ids", step("sft")),
+    Mutant(SFT, "qwen.Policy(net, banned=[])", "qwen.Policy(net, banned=banned)", step("sft")),
+    # data and rewards
+    Mutant(DATA, "place * self.world + self.rank", "place * self.world", "tests/test_data.py"),
+    Mutant(REWARDS, "weights.get(name, 1.0) * part", "part", "tests/test_rewards.py"),
+    Mutant(REWARDS, "if is_right >= 1 else", "if is_right < 1 else", "tests/test_rewards.py"),
 ]
-# fmt: on
 
 
 def copy_project(folder: Path) -> Path:
@@ -70,13 +308,13 @@ def judge(mutant: Mutant) -> tuple[Mutant, str, float]:
 
 def main(words: list[str]) -> None:
     chosen = [m for m in MUTANTS if not words or any(word in f"{m.file} {m.old} {m.tests}" for word in words)]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = copy_project(Path(scratch))
-        for tests in sorted({mutant.tests for mutant in chosen}):
-            if not passes(folder, tests):
-                raise SystemExit(f"mutants: {tests} fails on the right code")
     alive = 0
-    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool, tempfile.TemporaryDirectory() as scratch:
+        folder = copy_project(Path(scratch))
+        suites = sorted({mutant.tests for mutant in chosen})
+        for tests, good in zip(suites, pool.map(lambda tests: passes(folder, tests), suites), strict=True):
+            if not good:
+                raise SystemExit(f"mutants: {tests} fails on the right code")
         for mutant, verdict, seconds in pool.map(judge, chosen):
             alive += verdict != "killed"
             change = f"{mutant.old!r} -> {mutant.new!r}"

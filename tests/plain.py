@@ -1,6 +1,7 @@
-"""What recorder.py has written, and the log-probs of completions by transformers alone; for test_step.py, test_engines.py.
+"""What recorder.py has written, and log-probs by transformers alone; for test_step.py and test_engines.py.
 
-One row per completion, no packing, eager attention, transformers' own positions. Nothing of the project's model code.
+One row per completion, no packing, eager attention, transformers' own positions: nothing of the project's
+model code.
 """
 
 import json
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 import torch
 from helpers import records
 from transformers import AutoModelForImageTextToText
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 # -----------------------------------------------------------------------------
 # the records
@@ -29,7 +32,7 @@ def load(folder: Path, kind: str) -> list[list[dict]]:
 
 @cache
 def recording(out_dir: Path) -> SimpleNamespace:
-    """A run whose records are in out_dir/records: its knobs, log, first and last checkpoint and what was recorded."""
+    """A run with its records in out_dir/records: knobs, log, first and last checkpoint, what was recorded."""
     knobs = json.loads((out_dir / "config.json").read_text())
     rollouts = load(out_dir / "records", "rollout")
     return SimpleNamespace(
@@ -50,13 +53,14 @@ def recording(out_dir: Path) -> SimpleNamespace:
 # -----------------------------------------------------------------------------
 
 
-def plain_model(folder: Path):
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+def load_model(folder: Path):
+    knobs = {"dtype": torch.float32, "attn_implementation": "eager"}
+    return AutoModelForImageTextToText.from_pretrained(folder, **knobs)
 
 
 def with_weights(folder: Path, weights: dict, knobs: dict):
     """The checkpoint's architecture with recorded weights, LoRA's adapters merged."""
-    model = plain_model(folder)
+    model = load_model(folder)
     for name, p in model.named_parameters():
         p.data.copy_(merged(name, weights, knobs))
     return model
@@ -71,7 +75,7 @@ def lora_factors(name: str, weights: dict) -> tuple[torch.Tensor, torch.Tensor] 
 
 
 def merged(name: str, weights: dict, knobs: dict) -> torch.Tensor:
-    """W + alpha / rank * B A (arXiv:2106.09685, sec. 4.1), where there are adapters; else W as it is recorded."""
+    """W + alpha / rank * B A (arXiv:2106.09685, sec. 4.1) where there are adapters, else W as recorded."""
     layer, _, kind = name.rpartition(".")
     weight = weights[name] if name in weights else weights[f"{layer}.base_layer.{kind}"]
     factors = lora_factors(name, weights)
@@ -82,20 +86,30 @@ def merged(name: str, weights: dict, knobs: dict) -> torch.Tensor:
 
 
 @cache
+def added_tokens(folder: Path) -> list[dict]:
+    return json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+
+
+@cache
+def end_tokens(folder: Path) -> list[int]:
+    return [token["id"] for token in added_tokens(folder) if token["content"] in END_TOKENS]
+
+
+@cache
 def banned_tokens(folder: Path) -> torch.Tensor:
-    """(V,) True: special tokens that do not end a turn, and ids without a token. From the checkpoint's files."""
+    """(V,) bool: special tokens that do not end a turn, and ids without a token; from the files."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     banned = torch.ones(config["text_config"]["vocab_size"], dtype=torch.bool)
-    for i in tokenizer["model"]["vocab"].values():
-        banned[i] = False
-    for token in tokenizer["added_tokens"]:
-        banned[token["id"]] = token["special"] and token["content"] not in ("<|im_end|>", "<|endoftext|>")
+    banned[list(tokenizer["model"]["vocab"].values())] = False
+    for token in added_tokens(folder):
+        banned[token["id"]] = token["special"]
+    banned[end_tokens(folder)] = False
     return banned
 
 
 def distributions(model, prompt: dict, ids: list[int], temperature=1.0, banned=None) -> torch.Tensor:
-    """Log-probs (L, V) of all tokens at the L places of a completion: softmax(logits / temperature), none banned."""
+    """Log-probs (L, V) of all tokens at a completion's places, of softmax(logits / temperature)."""
     row = torch.tensor([prompt["input_ids"] + ids])
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}
     inputs["mm_token_type_ids"] = (row == model.config.image_token_id).int()

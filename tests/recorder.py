@@ -1,23 +1,25 @@
-"""Runs the real trainers and writes down what passes between the loop and its engines; used by test_step.py and test_engines.py.
+"""Runs the real trainers and writes down what passes between the loop and its engines.
 
     python tests/recorder.py RUNS.json        # or under torchrun
 
-RUNS.json is a list of runs, done one after another in one process, as most of a short run is the start of torch:
+RUNS.json is a list of runs. They are done one after another in one process, as most of a short run is the
+start of torch:
 
-    {"folder": where the records go, "command": ["train_grpo.py", "--knob=value", ...],
-     "shift": 0.6, "stale": 2}
+    {"command": ["train_grpo.py", "--knob=value", ...], "folder": "out/records", "shift": 0.6, "stale": 2}
 
-shift   standard deviation of a noise on the log-probs that the sampler hands to the trainer, so that importance
-        weights are not 1; 0 = none
-stale   the number of the weight sync (from 1) that leaves vLLM's prefix cache as it is; 0 = none
+folder  where the records go; without it there are none
+shift   standard deviation of a noise on the log-probs that the sampler hands to the trainer, so that
+        importance weights are not 1; 0 = none
+stale   the number of the weight sync, from 1, that leaves vLLM's prefix cache as it is; 0 = none
 
-Records, one file each, numbered from 0:
+Records, numbered from 0, one file for each process:
     take-N-rankR.pt      the prompts that the loop took from the data
     rollout-N-rankR.pt   what the sampler was asked and what it gave
-    step-N-rankR.pt      one optimizer step: learning rate, gradients, weights before it (those on rank 0 only)
+    step-N-rankR.pt      an optimizer step: learning rate, gradients, and on rank 0 the weights before it
     sync-N-rankR.pt      the weights handed to vLLM, the resets of its caches
 
-The functions of the project do all the work; here they are only wrapped.
+The project's own functions do all the work; here they are only wrapped. Used by test_step.py, test_engines.py
+and test_learning.py.
 """
 
 import inspect
@@ -52,9 +54,7 @@ class Recorder:
         torch.save(record, self.folder / f"{kind}-{self.numbers[kind]}-rank{self.rank}.pt")
         self.numbers[kind] += 1
 
-    # ---------------------------------------------------------------------
-    # the data, the sampler
-    # ---------------------------------------------------------------------
+    # each of these takes a function of the project, or of vLLM, and returns it with a recorder around it
 
     def take(self, real):
         def wrapped(stream, n):
@@ -73,17 +73,12 @@ class Recorder:
             given = groups
             if self.shift and asked["temperature"] > 0:  # not in an evaluation
                 given = self.shifted(groups)
-            self.write(
-                "rollout",
-                {
-                    "steps": self.numbers["step"],  # optimizer steps so far
-                    "syncs": self.numbers["sync"],
-                    "prompts": [light(prompt) for prompt in asked["prompts"]],
-                    "settings": {name: asked[name] for name in ("n", "seeds", "temperature", "max_tokens")},
-                    "completions": [[tuple(c) for c in group] for group in groups],
-                    "given_logps": [[c.logps for c in group] for group in given],
-                },
-            )
+            record = {"steps": self.numbers["step"], "syncs": self.numbers["sync"]}  # so far
+            record["prompts"] = [light(prompt) for prompt in asked["prompts"]]
+            record["settings"] = {key: asked[key] for key in ("n", "seeds", "temperature", "max_tokens")}
+            record["completions"] = [[tuple(completion) for completion in group] for group in groups]
+            record["given_logps"] = [[completion.logps for completion in group] for group in given]
+            self.write("rollout", record)
             return given
 
         return wrapped
@@ -100,10 +95,6 @@ class Recorder:
             result.append(moved)
         return result
 
-    # ---------------------------------------------------------------------
-    # the optimizer
-    # ---------------------------------------------------------------------
-
     def optimizer_step(self, real):
         def wrapped(*args, **kwargs):
             asked = arguments(real, args, kwargs)
@@ -117,21 +108,14 @@ class Recorder:
 
         return wrapped
 
-    # ---------------------------------------------------------------------
-    # vLLM
-    # ---------------------------------------------------------------------
-
     def start_vllm(self, real):
         def wrapped(*args, **kwargs):
             llm = real(*args, **kwargs)
             self.events = []
-            for owner, name in (
-                (llm, "collective_rpc"),
-                (llm, "reset_prefix_cache"),
-                (llm.llm_engine, "reset_mm_cache"),
-                (llm.llm_engine, "reset_encoder_cache"),
-            ):
-                setattr(owner, name, self.event(llm, name, getattr(owner, name)))
+            for name in ("collective_rpc", "reset_prefix_cache"):
+                setattr(llm, name, self.event(llm, name, getattr(llm, name)))
+            for name in ("reset_mm_cache", "reset_encoder_cache"):
+                setattr(llm.llm_engine, name, self.event(llm, name, getattr(llm.llm_engine, name)))
             return llm
 
         return wrapped
@@ -144,7 +128,7 @@ class Recorder:
                 return True
             before = cached(llm)
             result = real(*args, **kwargs)
-            self.events.append((name, args[:1], before, cached(llm)))
+            self.events.append({"call": name, "arguments": args, "before": before, "after": cached(llm)})
             return result
 
         return wrapped
@@ -189,7 +173,7 @@ def weights(model) -> dict:
 
 
 def gradients(model) -> dict:
-    """Copies of all gradients by name, summed up by DeepSpeed over the ranks. ALL RANKS."""
+    """Copies of all gradients by name, averaged over the ranks by DeepSpeed. ALL RANKS."""
     from deepspeed.utils import safe_get_full_grad
 
     result = {}
@@ -202,15 +186,6 @@ def gradients(model) -> dict:
     return result
 
 
-def wrap(recorder: Recorder, real: dict) -> None:
-    data.Stream.take = recorder.take(real["take"])
-    sampling.rollout_hf = recorder.rollout(real["rollout_hf"])
-    sampling.rollout_vllm = recorder.rollout(real["rollout_vllm"])
-    sampling.start_vllm = recorder.start_vllm(real["start_vllm"])
-    sampling.sync_weights = recorder.sync_weights(real["sync_weights"])
-    common.optimizer_step = recorder.optimizer_step(real["optimizer_step"])
-
-
 def cached(llm) -> dict:
     """Number of entries in each of vLLM's caches."""
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
@@ -221,31 +196,50 @@ def cached(llm) -> dict:
     }
 
 
-def without_report(real):
-    """subprocess.Popen that draws no curves: for runs of two steps that would be half of the time."""
+class WithoutReport(subprocess.Popen):
+    """Popen that draws no curves in the background: for runs of two steps that is half of the work."""
 
-    def wrapped(command, *args, **kwargs):
+    def __init__(self, command, *args, **kwargs):
         if "report.py" in str(command):
-            return None
-        return real(command, *args, **kwargs)
+            command = ["true"]
+        super().__init__(command, *args, **kwargs)
+
+
+def but_for_the_whole(real):
+    """destroy_process_group for groups within the whole, as vLLM makes them."""
+
+    def wrapped(group=None):
+        if group is not None:
+            real(group)
 
     return wrapped
 
 
+HOOKS = [  # (where it stands, name, the recorder's method that wraps it)
+    (data.Stream, "take", Recorder.take),
+    (sampling, "rollout_hf", Recorder.rollout),
+    (sampling, "rollout_vllm", Recorder.rollout),
+    (sampling, "start_vllm", Recorder.start_vllm),
+    (sampling, "sync_weights", Recorder.sync_weights),
+    (common, "optimizer_step", Recorder.optimizer_step),
+]
+
+
 def main(path: str) -> None:
-    names = ("rollout_hf", "rollout_vllm", "start_vllm", "sync_weights")
-    real = {name: getattr(sampling, name) for name in names}
-    real |= {"optimizer_step": common.optimizer_step, "take": data.Stream.take}
-    end_processes = torch.distributed.destroy_process_group
-    torch.distributed.destroy_process_group = lambda: None  # the next run uses the same processes
-    subprocess.Popen = without_report(subprocess.Popen)
+    end_group = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = but_for_the_whole(end_group)  # the next run needs it
+    subprocess.Popen = WithoutReport
+    functions = [getattr(owner, name) for owner, name, _ in HOOKS]
     for run in json.loads(Path(path).read_text()):
+        recorder = None
         if "folder" in run:
-            wrap(Recorder(run["folder"], run.get("shift", 0.0), run.get("stale", 0)), real)
+            recorder = Recorder(run["folder"], run.get("shift", 0.0), run.get("stale", 0))
+        for (owner, name, wrapper), function in zip(HOOKS, functions, strict=True):
+            setattr(owner, name, wrapper(recorder, function) if recorder else function)
         trainer = str(ROOT / run["command"][0])
         sys.argv = [trainer, *run["command"][1:]]
         runpy.run_path(trainer, run_name="__main__")
-    end_processes()
+    end_group()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The algorithm: what the real loops compute in a step, held against the papers' formulas over plain transformers.
+"""The algorithm: the real loops' steps against the papers' formulas over plain transformers.
 
-Runs of two and more steps on two processes are recorded (recorder.py): the prompts and completions that the loop got
-from its sampler, the weights before every optimizer step, the gradient that DeepSpeed made of the backward passes.
-From prompts, completions and weights this file computes the same gradient again, in a different way: one row per
-completion, no packing, eager attention of transformers, a loop over the tokens. Nothing of the project's mathematics
-is imported.
+Runs of a few steps on two processes are recorded (recorder.py): the prompts and completions that the loop got
+from its sampler, the weights before every optimizer step, the gradient that DeepSpeed made of the backward
+passes. From prompts, completions and weights this file computes the gradient again, in another way: one row
+per completion, no packing, transformers' eager attention, a loop over the tokens. Nothing of the project's
+mathematics is imported.
 
-The samplers' log-probs are shifted on purpose, so that importance weights matter; clips are so narrow and learning
-rates so high that the clip is active; micro-batches are so small that groups are cut in pieces.
+The sampler's log-probs are shifted on purpose, so that importance weights matter. Clips are narrow, so that
+they act in both directions. Micro-batches are small, so that groups are cut in pieces.
 
     python -m pytest tests/test_step.py        # 2 CPU cores, about a minute
 """
@@ -21,26 +21,30 @@ from types import SimpleNamespace
 
 import letters
 import numpy as np
+import plain
 import pytest
 import torch
 from helpers import records, run
 from PIL import Image
-from plain import banned_tokens, chosen, distributions, lora_factors, merged, plain_model, recording, with_weights
+from plain import recording
 from transformers import AutoTokenizer
 
 import data
 import qwen
 
 pytestmark = pytest.mark.slow
-RANKS, PROMPTS, GROUP, LENGTH = 2, 4, 4, 10  # prompts of a step, completions of a prompt, most tokens of one
+RANKS = 2
+PROMPTS = 4  # of a step, over both processes
+GROUP = 4  # completions of a prompt
+LENGTH = 10  # most tokens of a completion
 ROWS = 8
-TOLERANCE = 1e-5  # of a gradient's difference, relative to its size
+TOLERANCE = 1e-5  # of the difference of two gradients, relative to their size
 
 # -----------------------------------------------------------------------------
 # the runs
 # -----------------------------------------------------------------------------
 
-COMMON = {
+BOTH = {
     "dtype": "float32",
     "zero_stage": 0,
     "grad_checkpointing": False,
@@ -48,124 +52,126 @@ COMMON = {
     "lr_schedule": "constant",
     "warmup_steps": 0,
     "steps": 2,
-    "micro_tokens": 100,  # a group has more
+    "micro_tokens": 100,  # some groups have more
     "max_prompt_length": 200,
     "template": "direct",
-    "max_completion_length": LENGTH,
     "eval_rows": 6,
 }
-GRPO = COMMON | {
+GRPO = BOTH | {
     "rollout": "hf",
     "prompts_per_step": PROMPTS,
     "group_size": GROUP,
+    "max_completion_length": LENGTH,
     "temperature": 1.0,
     "reward_weights": {"letters:share": 1.0, "letters:digits": -0.5},
     "reward_workers": 0,
     "thumbnails": 0,
     "show_interval": 0,
 }
-SFT = COMMON | {"batch_size": 6, "target": "answer", "max_completion_length": 40}
-NARROW = {"updates_per_rollout": 2, "clip_low": 0.02, "clip_high": 0.03}
+SFT = BOTH | {"batch_size": 6, "target": "answer", "max_completion_length": 40, "micro_tokens": 160}
 
-# name: (model, what differs from GRPO); together they take every value of every knob of the objective
+# what differs from GRPO; together the runs take every value of every knob of the objective
 RUNS = {
-    "grpo": ("tiny", {"beta": 0.5, "steps": 4, "lr_schedule": "linear", "warmup_steps": 2, "eval_interval": 2}),
-    "dapo": ("ends", NARROW | {"beta": 0.0, "loss_norm": "token", "drop_flat_groups": True, "mask_truncated": True}),
-    "dr_grpo": (
-        "ends",
-        NARROW
-        | {"beta": 0.04, "loss_norm": "constant", "adv_norm": "none", "temperature": 0.7}
-        | {"lr_schedule": "cosine", "grad_clip": 0.01},
-    ),
-    "gspo": ("ends", NARROW | {"beta": 0.1, "ratio_level": "sequence", "adv_norm": "batch", "updates_per_rollout": 3, "clip_low": 0.05, "clip_high": 0.06}),
-    "gspo_token": (
-        "ends",
-        NARROW
-        | {"beta": 1.0, "ratio_level": "sequence", "loss_norm": "token", "mask_truncated": True}
-        | {"importance_cap": 0.0, "temperature": 1.2, "micro_tokens": 0},
-    ),
-    "dr_gspo": (
-        "qwen3_vl",
-        NARROW
-        | {"beta": 0.3, "ratio_level": "sequence", "loss_norm": "constant", "drop_flat_groups": True}
-        | {"zero_stage": 2, "clip_low": 0.05, "clip_high": 0.06},
-    ),
-    "batch": ("qwen2_vl", {"beta": 0.2, "adv_norm": "batch", "grad_checkpointing": True, "zero_stage": 1}),
-    "frozen": ("tiny", NARROW | {"beta": 0.1, "freeze_vision": True, "weight_decay": 0.1, "importance_cap": 1.2}),
-    "lora": ("ends", NARROW | {"beta": 0.3, "lora_rank": 4, "lora_alpha": 12.0, "learning_rate": 2e-3}),
-    "idle": ("tiny", {"beta": 0.3, "prompts_per_step": 2, "drop_flat_groups": True, "steps": 4, "seed": 2}),
-    "nothing": ("tiny", {"reward_weights": {"letters:share": 0.0}, "drop_flat_groups": True, "steps": 1}),
+    "grpo": {"model": "tiny", "beta": 0.5, "steps": 4},
+    "dapo": {"model": "ends", "loss_norm": "token", "beta": 0.0, "updates_per_rollout": 2},
+    "dr_grpo": {"model": "ends", "loss_norm": "constant", "adv_norm": "none", "updates_per_rollout": 2},
+    "gspo": {"model": "ends", "ratio_level": "sequence", "adv_norm": "batch", "updates_per_rollout": 3},
+    "gspo_token": {
+        "model": "ends",
+        "ratio_level": "sequence",
+        "loss_norm": "token",
+        "updates_per_rollout": 2,
+    },
+    "dr_gspo": {"model": "qwen3_vl", "ratio_level": "sequence", "loss_norm": "constant"},
+    "batch": {"model": "qwen2_vl", "beta": 0.2, "adv_norm": "batch", "zero_stage": 1},
+    "frozen": {"model": "tiny", "beta": 0.1, "freeze_vision": True, "updates_per_rollout": 2},
+    "lora": {"model": "ends", "beta": 0.3, "lora_rank": 4, "lora_alpha": 12.0, "updates_per_rollout": 2},
+    "idle": {"model": "tiny", "beta": 0.3, "prompts_per_step": 2, "steps": 4, "seed": 2},
+    "nothing": {"model": "tiny", "reward_weights": {"letters:share": 0.0}, "steps": 1},
 }
+RUNS["grpo"] |= {"lr_schedule": "linear", "warmup_steps": 2, "eval_interval": 2}
+RUNS["dapo"] |= {"clip_low": 0.02, "clip_high": 0.03, "drop_flat_groups": True, "mask_truncated": True}
+RUNS["dr_grpo"] |= {"clip_low": 0.03, "clip_high": 0.02, "temperature": 0.7, "beta": 0.04}
+RUNS["dr_grpo"] |= {"lr_schedule": "cosine", "grad_clip": 0.01, "max_completion_length": 40}
+RUNS["gspo"] |= {"clip_low": 0.05, "clip_high": 0.06, "beta": 0.1}
+RUNS["gspo_token"] |= {"clip_low": 0.02, "clip_high": 0.03, "beta": 1.0, "mask_truncated": True}
+RUNS["gspo_token"] |= {"temperature": 1.2, "importance_cap": 0.0, "micro_tokens": 0}
+RUNS["dr_gspo"] |= {"clip_low": 0.05, "clip_high": 0.06, "beta": 0.3, "updates_per_rollout": 2}
+RUNS["dr_gspo"] |= {"drop_flat_groups": True, "zero_stage": 2}
+RUNS["batch"] |= {"grad_checkpointing": True}
+RUNS["frozen"] |= {"clip_low": 0.02, "clip_high": 0.03, "weight_decay": 0.1, "importance_cap": 1.2}
+RUNS["lora"] |= {"clip_low": 0.02, "clip_high": 0.03, "learning_rate": 2e-3}
+RUNS["idle"] |= {"drop_flat_groups": True}  # each process has one group, at times a flat one
+RUNS["nothing"] |= {"drop_flat_groups": True}  # all groups are flat
 SFT_RUNS = {
-    "sft": ("tiny", {"steps": 3, "lr_schedule": "cosine", "warmup_steps": 1, "eval_interval": 3}),
-    "sft_sharded": ("ends", {"zero_stage": 3, "micro_tokens": 0, "target": "cot"}),
+    "sft": {"model": "tiny", "steps": 3, "lr_schedule": "cosine", "warmup_steps": 1, "eval_interval": 3},
+    "sft_sharded": {"model": "ends", "zero_stage": 3, "micro_tokens": 0, "target": "cot"},
 }
+LEARNING = [name for name in RUNS | SFT_RUNS if name != "nothing"]
 
 
-def command(trainer: str, knobs: dict) -> list[str]:
-    return [trainer, *(f"--{name}={value}" for name, value in knobs.items())]
-
-
-def write_rows(folder: Path) -> str:
-    """Rows without an image, with one and with two; two of eight have the same reward for every completion."""
+def write_rows(path: Path) -> None:
+    """Rows without an image, with one and with two; for two rows of eight all completions earn the same."""
     rng = np.random.default_rng(0)
     lines = []
     for i in range(ROWS):
         images = []
         for k in range(i % 3):
             width, height = 28 * rng.integers(2, 5, 2)
-            picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
             images.append(f"{i}-{k}.png")
-            Image.fromarray(picture).save(folder / images[-1])
-        name = f"flat{i}" if i % 4 == 1 else f"row{i}"
-        problem = "How many red cubes are there?" + " Look again." * (i % 3)
-        row = {"id": name, "problem": problem, "solution": str(i), "images": images, "thinking": f"I see {i}."}
+            Image.fromarray(pixels).save(path.parent / images[-1])
+        row = {"id": f"flat{i}" if i % 4 == 1 else f"row{i}", "images": images, "solution": str(i)}
+        row["problem"] = "How many red cubes are there?" + " Look again." * (i % 3)
+        row["thinking"] = f"I see {i}."
         lines.append(json.dumps(row) + "\n")
-    (folder / "rows.jsonl").write_text("".join(lines))
-    return str(folder / "rows.jsonl")
+    path.write_text("".join(lines))
 
 
 def write_models(folder: Path) -> None:
-    """The tiny models of three families, and `ends`, which ends about half of its completions within LENGTH tokens."""
+    """Tiny models of three families, and `ends`, which ends about half of its completions early."""
     corpus = data.tiny_corpus()
-    for name, family in (("tiny", "qwen2_5_vl"), ("qwen2_vl", "qwen2_vl"), ("qwen3_vl", "qwen3_vl")):
+    families = {"tiny": "qwen2_5_vl", "ends": "qwen2_5_vl", "qwen2_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl"}
+    for name, family in families.items():
         qwen.build_tiny(str(folder / name), corpus, family, hidden=64, layers=2)
-    qwen.build_tiny(str(folder / "ends"), corpus, hidden=64, layers=2)
-    model = plain_model(folder / "ends")
+    model = plain.load_model(folder / "ends")
     # an end token whose embedding is like the average hidden state has a high logit, about 6, everywhere
     with torch.no_grad():
         average = model.model(input_ids=torch.arange(10, 400)[None]).last_hidden_state[0].mean(0)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "ends")
-    for token in ("<|im_end|>", "<|endoftext|>"):
-        embeddings = model.get_input_embeddings().weight.data
-        embeddings[tokenizer.convert_tokens_to_ids(token)] = 6 * average / average.square().sum()
+    embeddings = model.get_input_embeddings().weight.data
+    embeddings[plain.end_tokens(folder / "ends")] = 6 * average / average.square().sum()
     model.save_pretrained(folder / "ends")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where all runs have been done, one after another in the same two processes."""
+def folder(request, tmp_path_factory):
+    """Where all runs have been done, one after another in two processes: those that are asked for."""
     folder = tmp_path_factory.mktemp("step")
+    tests = [item for item in request.session.items if item.module is request.module]
+    if all(hasattr(test, "callspec") for test in tests):  # a test without parameter picks its runs itself
+        wanted = {test.callspec.params["name"] for test in tests}
+    else:
+        wanted = set(RUNS | SFT_RUNS)
     write_models(folder)
-    source = write_rows(folder)
+    write_rows(folder / "rows.jsonl")
     jobs = []
-    for trainer, base, runs in (("train_grpo.py", GRPO, RUNS), ("train_sft.py", SFT, SFT_RUNS)):
-        for name, (model, changes) in runs.items():
-            knobs = base | changes | {"model": folder / model, "out_dir": folder / name, "data_source": source}
-            if "eval_interval" in changes:
-                knobs["eval_source"] = source
-            job = {"folder": f"{folder}/{name}/records", "command": command(trainer, knobs), "shift": 0.6}
-            jobs.append(job)
+    for name, changes in (RUNS | SFT_RUNS).items():
+        if name not in wanted:
+            continue
+        trainer, base = ("train_grpo.py", GRPO) if name in RUNS else ("train_sft.py", SFT)
+        knobs = base | changes | {"out_dir": folder / name, "data_source": folder / "rows.jsonl"}
+        knobs["model"] = folder / changes["model"]
+        if "eval_interval" in knobs:
+            knobs["eval_source"] = knobs["data_source"]
+        flags = [f"--{knob}={value}" for knob, value in knobs.items()]
+        jobs.append({"folder": f"{folder}/{name}/records", "command": [trainer, *flags], "shift": 0.6})
     (folder / "runs.json").write_text(json.dumps(jobs))
-    tests = str(Path(__file__).parent)
-    run(
-        ["tests/recorder.py", f"{folder}/runs.json"],
-        folder / "log",
-        ranks=RANKS,
-        env={"PYTHONPATH": tests, "NANOR1V_VERBOSE": "1"},
-        timeout=300,
-    )
-    return folder
+    command = ["tests/recorder.py", f"{folder}/runs.json"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}  # for the reward parts
+    run(command, folder / "log", ranks=RANKS, env=environment, timeout=300)
+    yield folder
+    for path in folder.rglob("*.pt"):  # 200 MB; the logs stay
+        path.unlink()
 
 
 # -----------------------------------------------------------------------------
@@ -173,156 +179,159 @@ def folder(tmp_path_factory):
 # -----------------------------------------------------------------------------
 
 
-def reward(text: str, row: dict, weights: dict) -> float:
-    parts = {"letters:share": letters.share, "letters:digits": letters.digits}
-    return sum(weight * parts[name](text, row) for name, weight in weights.items())
-
-
 def samples_of(run, number: int) -> list[SimpleNamespace]:
     """All completions of a step, over all processes, with rewards and advantages."""
     tokenizer = AutoTokenizer.from_pretrained(run.start)
-    samples, groups = [], []
-    for rank in run.rollouts[number]:
-        for prompt, group, given in zip(rank["prompts"], rank["completions"], rank["given_logps"], strict=True):
-            members = []
-            for (ids, _, finished), logps in zip(group, given, strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True)
-                sample = SimpleNamespace(prompt=prompt, ids=ids, text=text, finished=finished, rollout_logps=logps)
-                sample.reward = reward(text, prompt["row"], run.knobs["reward_weights"])
-                members.append(sample)
-            groups.append(members)
-            samples += members
-    everyone = [sample.reward for sample in samples]
-    for members in groups:
-        own = [sample.reward for sample in members]
-        divisor = {  # DeepSeekMath sec. 4.1.2; over the batch; Dr. GRPO leaves it out
-            "group": statistics.stdev(own) + 1e-4,
-            "batch": statistics.stdev(everyone) + 1e-4,
-            "none": 1.0,
-        }[run.knobs["adv_norm"]]
-        for sample in members:
-            sample.advantage = (sample.reward - statistics.mean(own)) / divisor
-            sample.group_std = statistics.stdev(own)
-            sample.flat = len(set(own)) == 1
-            dropped = run.knobs["drop_flat_groups"] and sample.flat
-            truncated = run.knobs["mask_truncated"] and not sample.finished
-            sample.used = not dropped and not truncated
+    groups = []
+    for record in run.rollouts[number]:  # of one process
+        for p, prompt in enumerate(record["prompts"]):
+            groups.append([])
+            for i, (ids, logps, finished) in enumerate(record["completions"][p]):
+                sample = SimpleNamespace(prompt=prompt, ids=ids, finished=finished)
+                sample.sampled_logps = logps  # the sampler's own
+                sample.rollout_logps = record["given_logps"][p][i]  # what the loop was told
+                sample.text = tokenizer.decode(ids, skip_special_tokens=True)
+                sample.reward = 0.0
+                for part, weight in run.knobs["reward_weights"].items():
+                    function = getattr(letters, part.removeprefix("letters:"))
+                    sample.reward += weight * function(sample.text, prompt["row"])
+                groups[-1].append(sample)
+    samples = [sample for group in groups for sample in group]
+    std_of_all = statistics.stdev(sample.reward for sample in samples)  # divisor n - 1
+    for group in groups:
+        rewards = [sample.reward for sample in group]
+        mean, std = statistics.mean(rewards), statistics.stdev(rewards)
+        # DeepSeekMath sec. 4.1.2; over the whole batch; Dr. GRPO does not divide
+        divisor = {"group": std + 1e-4, "batch": std_of_all + 1e-4, "none": 1.0}[run.knobs["adv_norm"]]
+        for sample in group:
+            sample.advantage = (sample.reward - mean) / divisor
+            sample.group_std = std
+            sample.flat = min(rewards) == max(rewards)
+            sample.used = True
+            if run.knobs["drop_flat_groups"] and sample.flat:
+                sample.used = False
+            if run.knobs["mask_truncated"] and not sample.finished:
+                sample.used = False
     return samples
 
 
-def token_objective(ratio, advantage: float, importance: float, knobs: dict):
-    """min(ratio A, clip(ratio) A), weighted; and which way the clip acts: +1 above, -1 below, 0 not. DeepSeekMath eq. 3, DAPO eq. 8."""
+def clipped_objective(ratio, advantage: float, knobs: dict) -> tuple:
+    """min(ratio A, clip(ratio) A), DeepSeekMath eq. 3, and what the clip does. Two bounds: DAPO eq. 8."""
     low, high = 1 - knobs["clip_low"], 1 + knobs["clip_high"]
-    value, side = ratio * advantage, 0
+    if low <= ratio <= high:
+        return ratio * advantage, "inside"
     if advantage > 0 and ratio > high:
-        value, side = torch.tensor(high * advantage), 1
+        return torch.tensor(high * advantage), "clipped above"
     if advantage < 0 and ratio < low:
-        value, side = torch.tensor(low * advantage), -1
-    return importance * value, side
+        return torch.tensor(low * advantage), "clipped below"
+    return ratio * advantage, "pulled back"  # outside, but the gradient points inside
 
 
-def sequence_objective(sample, logps, knobs: dict) -> tuple[list, SimpleNamespace]:
-    """The objective of every token of one completion, and what the log wants to know of them."""
-    logp = chosen(logps, sample.ids)
-    old = logp.detach() if sample.old is None else sample.old
+def token_objectives(sample, logps, knobs: dict, seen: dict) -> list:
+    """The objective of each token of a completion, from logps (L, V); fills what the log tells of them."""
+    logp = plain.chosen(logps, sample.ids)
+    old = logp.detach() if knobs["updates_per_rollout"] == 1 else sample.old
     cap = knobs["importance_cap"] or math.inf
-    seen = SimpleNamespace(kl=[], sides=[], mismatch=[], importance=[], entropy=[])
-    objective = []
+    objectives = []
     for t in range(len(sample.ids)):
         if knobs["ratio_level"] == "sequence":  # GSPO eq. 7
             ratio = ((logp - old).sum() / len(sample.ids)).exp()
         else:
             ratio = (logp[t] - old[t]).exp()
+        gain, clip = clipped_objective(ratio, sample.advantage, knobs)
         importance = min(math.exp(old[t] - sample.rollout_logps[t]), cap)  # truncated importance sampling
-        weight = importance if knobs["importance_cap"] else 1.0
-        value, side = token_objective(ratio, sample.advantage, weight, knobs)
+        if knobs["importance_cap"]:
+            gain = importance * gain
         kl = torch.tensor(0.0)
         if knobs["beta"] > 0:  # DeepSeekMath eq. 4
-            kl = (sample.reference[t] - logp[t]).exp() - (sample.reference[t] - logp[t]) - 1
-        objective.append(value - knobs["beta"] * kl)
-        seen.kl.append(kl.item())
-        seen.sides.append(side)
-        seen.mismatch.append(abs(old[t].item() - sample.rollout_logps[t]))
-        seen.importance.append(importance)
-        p = logps[t].detach().exp()
-        seen.entropy.append(-(p[p > 0] * p[p > 0].log()).sum().item())
-    return objective, seen
+            ratio_to_reference = (sample.reference[t] - logp[t]).exp()
+            kl = ratio_to_reference - ratio_to_reference.log() - 1
+        objectives.append(gain - knobs["beta"] * kl)
+
+        probabilities = logps[t].detach().exp()
+        probabilities = probabilities[probabilities > 0]
+        seen["entropy"].append(-(probabilities * probabilities.log()).sum().item())
+        seen["kl"].append(kl.item())
+        seen["clip"].append(clip)
+        seen["mismatch"].append(abs(old[t].item() - sample.rollout_logps[t]))
+        seen["importance"].append(importance)
+    return objectives
 
 
-def step_loss(model, samples: list, knobs: dict, banned) -> tuple[float, list]:
-    """Loss of a whole step, its gradient added up in the model, one completion after the other."""
+def backward(model, samples: list, knobs: dict, banned, seen: dict) -> float:
+    """Loss of a whole step; its gradient adds up in the model, one completion after the other."""
     used = [sample for sample in samples if sample.used]
     n_tokens = sum(len(sample.ids) for sample in used)
-    loss, seen = 0.0, []
+    total = 0.0
     for sample in used:
-        logps = distributions(model, sample.prompt, sample.ids, knobs["temperature"], banned)
-        objective, numbers = sequence_objective(sample, logps, knobs)
-        share = {
-            "sequence": 1 / len(used) / len(sample.ids),  # DeepSeekMath eq. 3
-            "token": 1 / n_tokens,  # DAPO eq. 8
-            "constant": 1 / len(used) / knobs["max_completion_length"],  # Dr. GRPO
-        }[knobs["loss_norm"]]
-        sequence_loss = -share * sum(objective)
-        if sequence_loss.requires_grad:  # not where the clip stops every token and there is no KL
-            sequence_loss.backward()
-        loss += sequence_loss.item()
-        seen.append(numbers)
-    return loss, seen
+        logps = plain.distributions(model, sample.prompt, sample.ids, knobs["temperature"], banned)
+        objective = sum(token_objectives(sample, logps, knobs, seen))
+        if knobs["loss_norm"] == "sequence":  # DeepSeekMath eq. 3
+            loss = -objective / len(sample.ids) / len(used)
+        elif knobs["loss_norm"] == "token":  # DAPO eq. 8
+            loss = -objective / n_tokens
+        else:  # Dr. GRPO
+            loss = -objective / knobs["max_completion_length"] / len(used)
+        if loss.requires_grad:  # else the clip has stopped every token
+            loss.backward()
+        total += loss.item()
+    return total
 
 
-def fixed_logps(model, samples: list, knobs: dict, banned) -> list[torch.Tensor]:
-    with torch.no_grad():
-        result = []
+def fix_logps(run, samples: list, weights: dict) -> None:
+    """Log-probs of the reference and of the policy that has sampled."""
+    models = {
+        "reference": plain.load_model(run.start),
+        "old": plain.with_weights(run.start, weights, run.knobs),
+    }
+    banned = plain.banned_tokens(run.start)
+    for name, model in models.items():
         for sample in samples:
-            logps = distributions(model, sample.prompt, sample.ids, knobs["temperature"], banned)
-            result.append(chosen(logps, sample.ids))
-    return result
+            with torch.no_grad():
+                logps = plain.distributions(
+                    model, sample.prompt, sample.ids, run.knobs["temperature"], banned
+                )
+            setattr(sample, name, plain.chosen(logps, sample.ids))
 
 
 @cache
 def expected_steps(folder: Path, name: str) -> list[SimpleNamespace]:
-    """Every step of a run from the papers: losses and gradients of its updates, numbers for the log."""
+    """Every step of a run that has updates: their losses and gradients, numbers for the log."""
     run = recording(folder / name)
-    knobs, banned = run.knobs, banned_tokens(run.start)
-    reference = plain_model(run.start)
+    banned = plain.banned_tokens(run.start)
     steps, done = [], 0
     for number in range(len(run.rollouts)):
         samples = samples_of(run, number)
         if not any(sample.used for sample in samples):
             continue
-        start = with_weights(run.start, run.updates[done][0]["weights"], knobs)
-        ref = fixed_logps(reference, samples, knobs, banned)
-        old = fixed_logps(start, samples, knobs, banned)
-        for sample, reference_logps, old_logps in zip(samples, ref, old, strict=True):
-            sample.reference = reference_logps
-            sample.old = old_logps if knobs["updates_per_rollout"] > 1 else None
-        step = SimpleNamespace(samples=samples, losses=[], gradients=[], seen=[])
-        for _ in range(knobs["updates_per_rollout"]):
+        fix_logps(run, samples, run.updates[done][0]["weights"])
+        seen = {key: [] for key in ("entropy", "kl", "clip", "mismatch", "importance")}
+        step = SimpleNamespace(samples=samples, losses=[], gradients=[], seen=seen)
+        for _ in range(run.knobs["updates_per_rollout"]):
             weights = run.updates[done][0]["weights"]
-            model = with_weights(run.start, weights, knobs)
-            loss, seen = step_loss(model, samples, knobs, banned)
-            step.losses.append(loss)
-            step.gradients.append(gradients_of(model, weights, knobs))
-            step.seen += seen
+            model = plain.with_weights(run.start, weights, run.knobs)
+            step.losses.append(backward(model, samples, run.knobs, banned, seen))
+            step.gradients.append(gradients_of(model, weights, run.knobs))
             done += 1
         steps.append(step)
     return steps
 
 
 def gradients_of(model, weights: dict, knobs: dict) -> dict:
-    """By name as in the record; those of LoRA's factors follow from that of the merged weight."""
+    """Gradients by name as they are recorded; those of LoRA's factors follow from the merged weight's."""
     result = {}
     for name, p in model.named_parameters():
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        if not knobs["lora_rank"]:
-            result[name] = gradient
-        elif factors := lora_factors(name, weights):
+        factors = plain.lora_factors(name, weights)
+        if factors is not None:  # W + scale * B A
             a, b = factors
-            layer, scale = name.removesuffix(".weight"), knobs["lora_alpha"] / knobs["lora_rank"]
+            scale = knobs["lora_alpha"] / knobs["lora_rank"]
+            layer = name.removesuffix(".weight")
             result[f"{layer}.lora_A.default.weight"] = scale * b.T @ gradient
             result[f"{layer}.lora_B.default.weight"] = scale * gradient @ a.T
-    if knobs["freeze_vision"]:
-        result = {name: gradient for name, gradient in result.items() if ".visual." not in name}
+        frozen = knobs["lora_rank"] or (knobs["freeze_vision"] and ".visual." in name)
+        if not frozen:
+            result[name] = gradient
     return result
 
 
@@ -330,63 +339,64 @@ def norm(gradients: dict) -> float:
     return math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
 
 
-def assert_same_gradient(got: dict, want: dict) -> None:
+def assert_same_gradient(got: dict, want: dict, size: float) -> None:
+    """All of it, and so each weight's part, to TOLERANCE * size."""
     assert got.keys() == want.keys()
-    size = norm(want)
-    for name in want:
-        difference = (got[name] - want[name]).norm().item()
-        assert difference < TOLERANCE * size, f"{name}: {difference / size:.1e} of the gradient's size"
-    difference = norm({name: got[name] - want[name] for name in want})
-    assert difference < TOLERANCE * size
+    difference = {name: got[name] - want[name] for name in want}
+    worst = max(difference, key=lambda name: difference[name].norm())
+    assert norm(difference) < TOLERANCE * size, f"most of it in {worst}"
 
 
 # -----------------------------------------------------------------------------
-# GRPO
+# a step of GRPO
 # -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_gradient_is_the_papers(folder, name):
     """Every optimizer step gets the gradient of the whole step's loss, on every process."""
-    run = recording(folder / name)
-    want = [gradient for step in expected_steps(folder, name) for gradient in step.gradients]
-    assert len(run.updates) == len(want)
-    for ranks, gradient in zip(run.updates, want, strict=True):
+    run, steps = recording(folder / name), expected_steps(folder, name)
+    per_step = run.knobs["updates_per_rollout"]
+    assert len(run.updates) == len(steps) * per_step
+    for number, ranks in enumerate(run.updates):
+        want = steps[number // per_step].gradients
+        # the clip takes most of the later gradients; what is left has the rounding errors of the whole
+        size = max(norm(gradient) for gradient in want)
         for record in ranks:
-            assert_same_gradient(record["gradient"], gradient)
+            assert_same_gradient(record["gradient"], want[number % per_step], size)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_log_is_of_the_same_step(folder, name):
-    """Everything that is logged of a step, over all processes; means over the updates where there are several."""
+    """Means over the tokens in the update, of all processes, and over the updates where there are several."""
     run, steps = recording(folder / name), expected_steps(folder, name)
-    updated = [line for line in run.log if "loss" in line]
-    assert len(updated) == len(steps)
-    for line, step in zip(updated, steps, strict=True):
+    lines = [line for line in run.log if "loss" in line]
+    for line, step in zip(lines, steps, strict=True):
         assert line["loss"] == pytest.approx(statistics.mean(step.losses), rel=1e-4, abs=1e-6)
         assert line["grad_norm"] == pytest.approx(norm(step.gradients[-1]), rel=1e-4)  # before clipping
-        sides = [side for seen in step.seen for side in seen.sides]
-        assert line["clip_fraction"] == pytest.approx(1 - sides.count(0) / len(sides))
-        for name_in_log in ("kl", "entropy", "mismatch", "importance"):
-            values = [value for seen in step.seen for value in getattr(seen, name_in_log)]
-            assert line[name_in_log] == pytest.approx(statistics.mean(values), rel=1e-4, abs=1e-6), name_in_log
+        clipped = [clip.startswith("clipped") for clip in step.seen["clip"]]
+        assert line["clip_fraction"] == pytest.approx(statistics.mean(clipped))
+        for key in ("kl", "entropy", "mismatch", "importance"):
+            assert line[key] == pytest.approx(statistics.mean(step.seen[key]), rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_rewards_and_advantages(folder, name):
-    """Of every step, also one without an update: means in the log, and each completion in rollouts.jsonl with its own."""
+    """Of every step, also of one without an update: means in the log, each completion in rollouts.jsonl."""
     run = recording(folder / name)
     entries = records(folder / name, "rollouts.jsonl")
+    assert len(run.log) == run.knobs["steps"]
     for number, line in enumerate(run.log):
         samples = samples_of(run, number)
-        shown = [entry for entry in entries if entry["step"] == number + 1]
-        completions = [c for entry in shown for c in entry["completions"]]
-        for c, sample in zip(completions, samples, strict=True):
-            assert c["text"] == sample.text
-            assert c["reward"] == pytest.approx(sample.reward, abs=1e-6)
-            assert c["advantage"] == pytest.approx(sample.advantage, abs=1e-3)
-            assert (c["tokens"], c["finished"]) == (len(sample.ids), sample.finished)
-        assert [entry["id"] for entry in shown] == [s.prompt["row"]["id"] for s in samples[::GROUP]]
+        of_step = [entry for entry in entries if entry["step"] == number + 1]
+        assert [entry["id"] for entry in of_step] == [s.prompt["row"]["id"] for s in samples[::GROUP]]
+        shown = [completion for entry in of_step for completion in entry["completions"]]
+        for completion, sample in zip(shown, samples, strict=True):
+            assert completion["text"] == sample.text
+            assert completion["reward"] == pytest.approx(sample.reward, abs=1e-6)
+            assert completion["advantage"] == pytest.approx(sample.advantage, abs=1e-3)
+            assert completion["tokens"] == len(sample.ids)
+            assert completion["finished"] == sample.finished
         means = {
             "reward": [sample.reward for sample in samples],
             "reward_std": [sample.group_std for sample in samples],
@@ -404,80 +414,90 @@ def test_the_run_shows_what_it_should(folder, name):
     run, steps = recording(folder / name), expected_steps(folder, name)
     samples = [sample for step in steps for sample in step.samples]
     for step in steps:
-        sides = {side for numbers in step.seen for side in numbers.sides}
-        assert sides == ({-1, 0, 1} if run.knobs["updates_per_rollout"] > 1 else {0})
-        importance = [value for numbers in step.seen for value in numbers.importance]
+        clips = {"inside"}
+        if run.knobs["updates_per_rollout"] > 1:
+            clips |= {"clipped above", "clipped below"}
+        assert set(step.seen["clip"]) - {"pulled back"} == clips
+        importance = step.seen["importance"]
         assert min(importance) < 0.8
         if run.knobs["importance_cap"]:
             assert 0 < importance.count(run.knobs["importance_cap"]) < len(importance)
+    if run.knobs["updates_per_rollout"] > 1 and run.knobs["ratio_level"] == "token":
+        assert any("pulled back" in step.seen["clip"] for step in steps)
     if run.knobs["drop_flat_groups"]:
-        assert {sample.used for sample in samples if sample.flat} == {False}
+        assert any(sample.flat for sample in samples)
     if run.knobs["mask_truncated"]:
         assert {sample.finished for sample in samples} == {True, False}
     if run.knobs["beta"]:  # the policy has left the reference
-        assert max(kl for numbers in steps[-1].seen for kl in numbers.kl) > 1e-4
+        assert max(steps[-1].seen["kl"]) > 1e-4
+    if run.knobs["loss_norm"] == "constant" and run.start.name == "ends":
+        # so that the most tokens that there may be are not the most that there are
+        assert max(len(sample.ids) for sample in samples) < run.knobs["max_completion_length"]
     if run.knobs["micro_tokens"]:  # some group does not fit, and is cut in pieces
         longest = max(len(sample.prompt["input_ids"]) for sample in samples)
         assert longest + GROUP * LENGTH > run.knobs["micro_tokens"]
 
 
-def test_a_process_without_anything_to_learn_from(folder):
-    """It happens in the run `idle`, where each process has one group, and some groups are flat."""
+def test_a_process_may_have_nothing_to_learn_from(folder):
+    """That happens in the run `idle`; the tests above hold for it, too."""
     used = []
     for step in expected_steps(folder, "idle"):
         for rank in range(RANKS):
-            used.append(any(sample.used for sample in step.samples[rank * GROUP : (rank + 1) * GROUP]))
+            group = step.samples[rank * GROUP : rank * GROUP + GROUP]
+            used.append(any(sample.used for sample in group))
     assert set(used) == {True, False}
 
 
 def test_a_step_without_spread_is_no_update(folder):
     run = recording(folder / "nothing")
-    assert run.updates == [] and "loss" not in run.log[0]
-    assert run.log[0]["flat_groups"] == 1
-    assert_same_weights(plain_model(run.end), plain_model(run.start))
+    assert run.log[0]["flat_groups"] == 1 and "loss" not in run.log[0]
+    assert run.updates == []
+    start = dict(plain.load_model(run.start).named_parameters())
+    for name, weight in plain.load_model(run.end).named_parameters():
+        assert torch.equal(weight, start[name])
 
 
 # -----------------------------------------------------------------------------
-# SFT
+# a step of SFT
 # -----------------------------------------------------------------------------
 
 
-def target_ids(row: dict, target: str, tokenizer) -> list[int]:
+def target_ids(run, row: dict) -> list[int]:
+    """What the policy is to say, the end token included."""
     text = f"<answer> {row['solution']} </answer>"
-    if target == "cot":
+    if run.knobs["target"] == "cot":
         text = f"<think> {row['thinking']} </think> {text}"
+    tokenizer = AutoTokenizer.from_pretrained(run.start)
     return tokenizer(text + "<|im_end|>", add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("name", SFT_RUNS)
 def test_sft_step_is_the_mean_over_all_target_tokens(folder, name):
-    """Loss, gradient and log of every step: - mean of log p(token) over the targets of all processes, no token banned."""
-    run, tokenizer = recording(folder / name), AutoTokenizer.from_pretrained(folder / SFT_RUNS[name][0])
-    assert len(run.updates) == run.knobs["steps"]
+    """- log p(token), over the targets of all processes, no token banned: loss, gradient and log."""
+    run = recording(folder / name)
     for take, ranks, line in zip(run.takes, run.updates, run.log, strict=True):
-        model = with_weights(run.start, ranks[0]["weights"], run.knobs)
+        model = plain.with_weights(run.start, ranks[0]["weights"], run.knobs)
         prompts = [prompt for record in take for prompt in record["prompts"]]
-        targets = [target_ids(prompt["row"], run.knobs["target"], tokenizer) for prompt in prompts]
+        targets = [target_ids(run, prompt["row"]) for prompt in prompts]
         n_tokens = sum(len(ids) for ids in targets)
-        loss = 0.0
+        total = 0.0
         for prompt, ids in zip(prompts, targets, strict=True):
-            logps = chosen(distributions(model, prompt, ids, 1.0, None), ids)
-            share = -logps.sum() / n_tokens
-            share.backward()
-            loss += share.item()
-        want = gradients_of(model, {}, run.knobs)
+            logp = plain.chosen(plain.distributions(model, prompt, ids), ids)
+            loss = -logp.sum() / n_tokens
+            loss.backward()
+            total += loss.item()
+        want = gradients_of(model, ranks[0]["weights"], run.knobs)
         for record in ranks:
-            assert_same_gradient(record["gradient"], want)
-        assert line["loss"] == pytest.approx(loss, rel=1e-5)
+            assert_same_gradient(record["gradient"], want, norm(want))
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert line["grad_norm"] == pytest.approx(norm(want), rel=1e-4)
         assert line["tokens_per_row"] == n_tokens / len(prompts)
 
 
 # -----------------------------------------------------------------------------
-# what reaches the optimizer, the sampler, the checkpoint
+# what reaches the optimizer and the checkpoint
 # -----------------------------------------------------------------------------
 
-LEARNING = [name for name in RUNS | SFT_RUNS if name != "nothing"]
 SCHEDULES = {  # shares of the peak, worked out by hand; all other runs are constant
     "grpo": [0.5, 1, 1, 0.5],  # warm-up over 2 of 4 steps, then linear to 0
     "dr_grpo": [1, 0.5],  # cosine over 2 steps
@@ -489,30 +509,32 @@ SCHEDULES = {  # shares of the peak, worked out by hand; all other runs are cons
 def test_learning_rate_of_every_step(folder, name):
     """In the log and in the optimizer, on both processes, in every update of a step."""
     run = recording(folder / name)
-    want = [share * run.knobs["learning_rate"] for share in SCHEDULES.get(name, [1] * run.knobs["steps"])]
-    assert [line["lr"] for line in run.log] == pytest.approx(want)
-    updates = run.knobs.get("updates_per_rollout", 1)
-    got = [[record["lr"] for record in ranks] for ranks in run.updates]
-    assert len(got) == updates * len(want)
-    for number, both in enumerate(got):
-        assert both == pytest.approx([want[number // updates]] * RANKS)
+    shares = SCHEDULES.get(name, [1] * run.knobs["steps"])
+    rates = [share * run.knobs["learning_rate"] for share in shares]
+    assert [line["lr"] for line in run.log] == pytest.approx(rates)
+    per_step = run.knobs.get("updates_per_rollout", 1)
+    assert len(run.updates) == per_step * len(rates)
+    for number, ranks in enumerate(run.updates):
+        assert [record["lr"] for record in ranks] == pytest.approx([rates[number // per_step]] * RANKS)
 
 
 @cache
 def adamw(folder: Path, name: str) -> list[dict]:
-    """The weights after every step from the recorded gradients: clip to the norm grad_clip, AdamW, in float64."""
+    """The weights after every step from the recorded gradients: clipped to the norm grad_clip, in float64."""
     run = recording(folder / name)
     beta1, beta2 = run.knobs["adam_betas"]
-    first, second, result = {}, {}, []
-    for t, (record, _) in enumerate(run.updates, start=1):
+    first, second = {}, {}  # moments
+    result = []
+    for t, ranks in enumerate(run.updates, start=1):
+        record = ranks[0]
         clip = min(1.0, run.knobs["grad_clip"] / norm(record["gradient"]))
         after = {key: weight.double() for key, weight in record["weights"].items()}
         for key, gradient in record["gradient"].items():
             gradient = clip * gradient.double()
             first[key] = beta1 * first.get(key, 0) + (1 - beta1) * gradient
             second[key] = beta2 * second.get(key, 0) + (1 - beta2) * gradient.square()
-            step = (first[key] / (1 - beta1**t)) / ((second[key] / (1 - beta2**t)).sqrt() + 1e-8)
-            after[key] -= record["lr"] * (step + run.knobs["weight_decay"] * after[key])
+            direction = (first[key] / (1 - beta1**t)) / ((second[key] / (1 - beta2**t)).sqrt() + 1e-8)
+            after[key] -= record["lr"] * (direction + run.knobs["weight_decay"] * after[key])
         result.append(after)
     return result
 
@@ -521,104 +543,118 @@ def adamw(folder: Path, name: str) -> list[dict]:
 def test_weights_move_by_adamw_at_that_rate(folder, name):
     """Each step starts from the weights that the one before it left; the last ones are exported."""
     run = recording(folder / name)
-    for t, after in enumerate(adamw(folder, name)):
-        if t + 1 < len(run.updates):
-            left = run.updates[t + 1][0]["weights"]
-        else:
-            left = {key: p.detach() for key, p in plain_model(run.end).named_parameters()}
-        for key, weight in left.items():
-            if key not in after:  # LoRA's names are not the exported ones
-                continue
-            difference = (weight.double() - after[key]).abs().max().item()
-            assert difference < 0.01 * run.updates[t][0]["lr"] + 1e-6 * weight.abs().max().item(), key
-
-
-def assert_same_weights(one, other, tolerance: float = 0.0) -> None:
-    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
-        assert (a - b).abs().max().item() <= tolerance, name
+    steps = adamw(folder, name)
+    exported = {key: weight.detach() for key, weight in plain.load_model(run.end).named_parameters()}
+    left = [ranks[0]["weights"] for ranks in run.updates[1:]] + [exported]
+    for want, got, ranks in zip(steps, left, run.updates, strict=True):
+        for key in want.keys() & got.keys():  # LoRA's factors are not exported, see below
+            difference = (got[key] - want[key]).abs().max().item()
+            assert difference < 0.01 * ranks[0]["lr"] + 1e-6 * got[key].abs().max().item(), key
 
 
 def test_lora_is_exported_merged(folder):
-    """The checkpoint is W + alpha / rank * B A of the last adapters; everything else is as it was."""
-    run, last = recording(folder / "lora"), adamw(folder, "lora")[-1]
-    exported, adapted = dict(plain_model(run.end).named_parameters()), 0
-    for name, weight in plain_model(run.start).named_parameters():
-        want = merged(name, last, run.knobs).float()
-        assert (exported[name] - want).abs().max() < 1e-5, name
-        if lora_factors(name, last):
-            adapted += 1
-            assert (want - weight).abs().max() > 1e-3, name
-        else:
+    """The checkpoint is W + alpha / rank * B A of the last factors; everything else is as it was."""
+    run = recording(folder / "lora")
+    last = adamw(folder, "lora")[-1]
+    exported = dict(plain.load_model(run.end).named_parameters())
+    adapted = 0
+    for name, weight in plain.load_model(run.start).named_parameters():
+        if plain.lora_factors(name, last) is None:
             assert torch.equal(exported[name], weight), name
+            continue
+        adapted += 1
+        want = plain.merged(name, last, run.knobs)
+        assert (exported[name] - want).abs().max() < 1e-5, name
+        assert (exported[name] - weight).abs().max() > 1e-3, name
     assert adapted == 2 * 7  # layers, linear maps in each
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "nothing"])
-def test_seeds_are_fresh(folder, name):
-    """Every completion of a run has a seed of its own; completion i of a prompt draws with the prompt's seed + i."""
-    run = recording(folder / name)
-    seeds = []
-    for ranks in run.rollouts:
-        for record in ranks:
-            settings = record["settings"]
-            assert settings["n"] == GROUP and settings["max_tokens"] == LENGTH
-            assert settings["temperature"] == run.knobs["temperature"]
-            for seed in settings["seeds"]:
-                seeds += [seed + i for i in range(GROUP)]
-    assert len(set(seeds)) == len(seeds) == run.knobs["steps"] * run.knobs["prompts_per_step"] * GROUP
-
-
-def test_seeds_depend_on_the_run(folder):
-    one, other = (recording(folder / name).rollouts[0][0]["settings"]["seeds"] for name in ("grpo", "idle"))
-    assert one[0] != other[0]
+# -----------------------------------------------------------------------------
+# what reaches the sampler
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RUNS | SFT_RUNS)
 def test_rows_come_once_an_epoch(folder, name):
-    """The processes have different rows, none comes twice before all have come, and the next epoch has another order."""
+    """None twice, on whatever process, before all have come; the next epoch has another order."""
     run = recording(folder / name)
-    by_rank = [[], []]
+    rows = [[], []]  # of each process
     for take in run.takes:
         for rank, record in enumerate(take):
-            by_rank[rank] += [prompt["row"]["id"] for prompt in record["prompts"]]
-    half = ROWS // RANKS
-    for start in range(0, len(by_rank[0]), half):
-        epoch = [row for rows in by_rank for row in rows[start : start + half]]
+            rows[rank] += [prompt["row"]["id"] for prompt in record["prompts"]]
+    share = ROWS // RANKS  # of a process, in an epoch
+    for start in range(0, len(rows[0]), share):
+        epoch = [row for of_rank in rows for row in of_rank[start : start + share]]
         assert len(set(epoch)) == len(epoch)
-    if len(by_rank[0]) >= 2 * half:
-        assert [rows[:half] for rows in by_rank] != [rows[half : 2 * half] for rows in by_rank]
-    # the same rows reach the sampler, in that order
-    for ranks, take in zip(run.rollouts, run.takes, strict=name in RUNS):
+    if len(rows[0]) >= 2 * share:
+        assert rows[0][:share] != rows[0][share : 2 * share]
+
+
+def test_another_seed_is_another_run(folder):
+    """`grpo` and `idle` differ in it: the order of the rows, the seeds of the completions."""
+    rows, seeds = [], []
+    for name in ("grpo", "idle"):
+        of_rank = [ranks[0] for ranks in recording(folder / name).rollouts]
+        in_order = [prompt["row"]["id"] for record in of_rank for prompt in record["prompts"]]
+        rows.append(in_order[: ROWS // RANKS])
+        seeds.append(of_rank[0]["settings"]["seeds"][0])
+    assert rows[0] != rows[1] and seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_completion_is_drawn_afresh(folder, name):
+    """The step's prompts, with seeds that no other step, process or prompt of the run has."""
+    run = recording(folder / name)
+    seeds, texts = [], []
+    for ranks, take in zip(run.rollouts, run.takes, strict=True):
         for record, taken in zip(ranks, take, strict=True):
-            assert [p["row"]["id"] for p in record["prompts"]] == [p["row"]["id"] for p in taken["prompts"]]
+            settings = record["settings"]
+            assert settings["n"] == run.knobs["group_size"]
+            assert settings["max_tokens"] == run.knobs["max_completion_length"]
+            assert settings["temperature"] == run.knobs["temperature"]
+            for seed in settings["seeds"]:
+                seeds += [seed + i for i in range(GROUP)]  # the sampler draws completion i with seed + i
+            texts += [tuple(ids) for group in record["completions"] for ids, _, _ in group]
+            asked = [prompt["row"]["id"] for prompt in record["prompts"]]
+            assert asked == [prompt["row"]["id"] for prompt in taken["prompts"]]
+    assert len(seeds) == run.knobs["steps"] * run.knobs["prompts_per_step"] * GROUP
+    assert len(set(seeds)) == len(seeds)
+    if run.start.name != "ends":  # there short completions do repeat
+        assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_samples_come_from_the_current_policy(folder, name):
+    """The sampler's own log-probs, before the shift, are those of the weights that are updated next."""
+    for step in expected_steps(folder, name):
+        for sample in step.samples:
+            assert (sample.old - torch.tensor(sample.sampled_logps)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["grpo", "sft"])
 def test_evaluation_is_greedy_with_the_weights_of_its_step(folder, name):
-    """The first eval_rows rows, each on one process; every token is the most probable one that is not banned."""
+    """The first eval_rows rows, each on one process; each token is the most probable one that is allowed."""
     run = recording(folder / name)
+    banned, ends = plain.banned_tokens(run.start), plain.end_tokens(run.start)
+    rows = [json.loads(line)["id"] for line in (folder / "rows.jsonl").read_text().splitlines()]
     lines = [line for line in records(folder / name) if "eval_n" in line]
     assert [line["step"] for line in lines] == {"grpo": [0, 2, 4], "sft": [3]}[name]
-    assert len(lines) == len(run.evaluations)
-    tokenizer, banned = AutoTokenizer.from_pretrained(run.start), banned_tokens(run.start)
-    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     for line, ranks in zip(lines, run.evaluations, strict=True):
-        if line["step"] < len(run.updates):
-            model = with_weights(run.start, run.updates[line["step"]][0]["weights"], run.knobs)
-        else:
-            model = plain_model(run.end)
-        seen, lengths = [], []
+        model = plain.load_model(run.end)
+        if line["step"] < run.knobs["steps"]:
+            model = plain.with_weights(run.start, run.updates[line["step"]][0]["weights"], run.knobs)
+        asked, lengths = [], []
         for record in ranks:
-            assert record["settings"]["n"] == 1 and record["settings"]["temperature"] == 0
-            for prompt, ((ids, _, finished),) in zip(record["prompts"], record["completions"], strict=True):
+            assert record["settings"]["n"] == 1
+            for prompt, group in zip(record["prompts"], record["completions"], strict=True):
+                ids, _, finished = group[0]
                 with torch.no_grad():
-                    logps = distributions(model, prompt, ids, 1.0, banned)
-                assert (chosen(logps, ids) - logps.max(-1).values).min() > -1e-4
-                assert finished == (ids[-1] in ends) and (finished or len(ids) == run.knobs["max_completion_length"])
-                seen.append(prompt["row"]["id"])
+                    logps = plain.distributions(model, prompt, ids, banned=banned)
+                assert (logps.max(-1).values - plain.chosen(logps, ids)).max() < 1e-4
+                assert finished == (ids[-1] in ends)
+                assert finished or len(ids) == run.knobs["max_completion_length"]
+                asked.append(prompt["row"]["id"])
                 lengths.append(len(ids))
-        rows = [json.loads(line)["id"] for line in (folder / "rows.jsonl").read_text().splitlines()]
-        assert sorted(seen) == sorted(rows[: run.knobs["eval_rows"]])
+        assert sorted(asked) == sorted(rows[: run.knobs["eval_rows"]])
         assert line["eval_n"] == run.knobs["eval_rows"]
-        if name == "grpo":
-            assert line["eval_length"] == pytest.approx(statistics.mean(lengths))
+        assert line["eval_length"] == pytest.approx(statistics.mean(lengths))
