@@ -105,8 +105,9 @@ RUNS["idle"] |= {"drop_flat_groups": True}  # each process has one group, at tim
 RUNS["nothing"] |= {"drop_flat_groups": True}  # all groups are flat
 SFT_RUNS = {
     "sft": {"model": "tiny", "steps": 3, "lr_schedule": "cosine", "warmup_steps": 1, "eval_interval": 3},
-    "sft_sharded": {"model": "ends", "zero_stage": 3, "micro_tokens": 0, "target": "cot"},
+    "sft_sharded": {"model": "ends", "zero_stage": 3, "target": "cot"},
 }
+SFT_RUNS["sft"] |= {"zero_stage": 2}
 LEARNING = [name for name in RUNS | SFT_RUNS if name != "nothing"]
 
 
