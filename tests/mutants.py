@@ -51,7 +51,8 @@ MUTANTS = [
     Mutant(GRPO, "engine.backward(loss * world * real)", "engine.backward(loss * real)", step("batch")),
     Mutant(GRPO, "policy_loss + beta * kl", "policy_loss - beta * kl", f"{LEARNING} -k beta"),
     Mutant(GRPO, "policy_loss + beta * kl", "policy_loss + kl", step("batch")),
-    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss + beta * kl.mean()", step("batch")),
+    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss + beta * kl.mean()", step("gspo")),
+    Mutant(GRPO, "policy_loss + beta * kl", "policy_loss", step("dr_grpo")),
     Mutant(GRPO, "k3(logp, ref_logp[token])", "k3(ref_logp[token], logp)", step("batch")),
     Mutant(GRPO, "ref_logp = fixed_logps(reference)", "ref_logp = fixed_logps(engine)", step("batch")),
     Mutant(GRPO, "return d.exp() - d - 1", "return -d", step("batch")),
@@ -95,6 +96,28 @@ MUTANTS = [
         "token_weight = (weight / weight.sum()).to(device)[sequence]",
         step("batch"),
     ),
+    Mutant(
+        GRPO,
+        "importance_weight(old, rollout_logp[token]",
+        "importance_weight(logp, rollout_logp[token]",
+        step("frozen"),
+    ),
+    Mutant(GRPO, "importance_cap or math.inf", "importance_cap or 1.0", step("gspo_token")),
+    Mutant(GRPO, "old_logp = fixed_logps(engine)", "old_logp = fixed_logps(reference)", step("frozen")),
+    Mutant(
+        GRPO,
+        "token_advantage[token], sequence",
+        "token_advantage[: len(token)], sequence",
+        step("dr_grpo"),
+    ),
+    Mutant(GRPO, "qwen.Policy(net, banned, temperature)", "qwen.Policy(net, banned)", step("dr_grpo")),
+    Mutant(
+        GRPO,
+        "qwen.Policy(net, banned, temperature)",
+        "qwen.Policy(net, [], temperature)",
+        step("dr_grpo"),
+    ),
+    Mutant(GRPO, "qwen.Policy(start, banned, temperature)", "qwen.Policy(start, banned)", step("dr_grpo")),
     # advantages, and the weights of the tokens
     Mutant(GRPO, "r - r.mean(dim=1, keepdim=True)", "r - r.mean(dim=0, keepdim=True)", step("batch")),
     Mutant(
@@ -126,6 +149,14 @@ MUTANTS = [
     Mutant(GRPO, "lengths[used].sum().item()]", "lengths.sum().item()]", step("dapo")),
     Mutant(GRPO, "used &= ~flat", "used &= flat", step("dapo")),
     Mutant(GRPO, "used &= finished", "used &= ~finished", step("dapo")),
+    Mutant(GRPO, ".repeat_interleave(G)", ".repeat(G)", step("dapo")),
+    Mutant(
+        GRPO,
+        "torch.arange(S), lengths.long())",
+        "torch.arange(S), lengths.long().flip(0))",
+        step("dapo"),
+    ),
+    Mutant(GRPO, "group_advantages(all_rewards, adv_norm)", "group_advantages(all_rewards)", step("dr_grpo")),
     # what the loop asks for and what it logs
     Mutant(
         GRPO,
@@ -154,6 +185,12 @@ MUTANTS = [
         "pass",
         "tests/test_engines.py",
     ),
+    Mutant(GRPO, "rewards.total(of_one, part_weights)", "sum(of_one.values())", step("dr_grpo")),
+    Mutant(GRPO, "texts[p * G : p * G + G] for", "texts[p * G : p * G + G][::-1] for", step("dr_grpo")),
+    Mutant(GRPO, "stream.take(P)", "stream.take(P + 1)[:P]", step("dr_grpo")),
+    Mutant(GRPO, "sample(prompts, G, seeds, temperature)", "sample(prompts, G, seeds, 1.0)", step("dr_grpo")),
+    Mutant(GRPO, "tally.add(real, clip_fraction", "tally.add(clip_fraction", step("idle")),
+    Mutant(GRPO, "(learnable or sleeps)", "step % 2 == 0", "tests/test_engines.py"),
     Mutant(
         COMMON,
         "(total + real * values.sum(), count + real * values.numel())",
@@ -228,6 +265,7 @@ MUTANTS = [
         "tests/test_qwen.py -k rollout",
     ),
     Mutant(SAMPLING, "(cache.position + t)", "(cache.position + t + 1)", "tests/test_qwen.py -k rollout"),
+    Mutant(SAMPLING, "    llm.llm_engine.reset_mm_cache()", "    pass", "tests/test_engines.py"),
     # saving and going on
     Mutant(
         CHECKPOINT,
@@ -265,10 +303,18 @@ MUTANTS = [
     Mutant(SFT, "engine.backward(loss * world * real)", "engine.backward(loss * real)", step("sft")),
     Mutant(SFT, "input_ids + [end[0]]", "input_ids", step("sft")),
     Mutant(SFT, "qwen.Policy(net, banned=[])", "qwen.Policy(net, banned=banned)", step("sft")),
+    Mutant(
+        SFT,
+        "sum(common.all_gather(sum(len(target) for target in ids)))",
+        "sum(len(target) for target in ids)",
+        step("sft"),
+    ),
+    Mutant(SFT, "(batch is batches[-1])", "(True)", step("sft")),
     # data and rewards
+    Mutant(DATA, 'f"{self.seed}-{epoch}"', 'f"{self.seed}"', "tests/test_data.py"),
     Mutant(DATA, "place * self.world + self.rank", "place * self.world", "tests/test_data.py"),
     Mutant(REWARDS, "weights.get(name, 1.0) * part", "part", "tests/test_rewards.py"),
-    Mutant(REWARDS, "if is_right >= 1 else", "if is_right < 1 else", "tests/test_rewards.py"),
+    Mutant(REWARDS, "scale if is_right >= 1 else", "scale if is_right < 1 else", "tests/test_rewards.py"),
 ]
 
 
