@@ -207,7 +207,8 @@ def truncate_logs(out_dir: str, step: int) -> None:
         kept = []
         for line in path.read_text().splitlines():
             try:
-                if json.loads(line).get("step", 0) <= step:
+                # a run that starts anew writes its evaluation at step 0 again
+                if step > 0 and json.loads(line).get("step", 0) <= step:
                     kept.append(line)
             except json.JSONDecodeError:
                 print(f"resume: dropped an incomplete line of {path}", file=sys.stderr)

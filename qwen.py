@@ -2,7 +2,7 @@
 model.
 
     python qwen.py out/tiny                        # a real Qwen2.5-VL of 0.7 M parameters, random weights
-    python qwen.py out/tiny --family=qwen2_vl      # or qwen2_vl, qwen3_vl
+    python qwen.py out/tiny --family=qwen2_vl      # or qwen2_5_vl, qwen3_vl
 
 The G completions of a prompt share the prompt and its images. Instead of G rows [prompt | completion], a
 group is ONE stretch of tokens [prompt | c_1 | ... | c_G]: images encoded once, prompt read once, G(P+C)
@@ -167,9 +167,8 @@ def pack(prompts: list[dict], completions: list[list], model: nn.Module, micro_t
     prompts:      encoded prompts (data.encode_prompt): `input_ids` with expanded image placeholders,
                   `pixel_values`, `image_grid_thw`
     completions:  per prompt a list of (start, token ids); `start` is where the completion's tokens stand in
-    the
-                  step's flat array of L response tokens, so that advantages, old and reference log-probs are
-                  looked up by `token`
+                  the step's flat array of L response tokens, so that advantages, old and reference log-probs
+                  are looked up by `token`
     micro_tokens: a micro-batch is filled up to this many tokens. A larger group is split into parts that each
                   repeat the prompt; one completion always stays whole
 
@@ -603,7 +602,8 @@ class Policy(nn.Module):
         self.logit_chunk = (
             logit_chunk  # response tokens whose logits are in memory at a time; 0 = by the device
         )
-        mask = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool)
+        device = next(model.parameters()).device
+        mask = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
         mask[banned] = True
         self.register_buffer("banned", mask, persistent=False)
 

@@ -1,9 +1,10 @@
 """GRPO (DeepSeekMath, arXiv:2402.03300) on a Qwen-VL policy with rule-based rewards: R1-V in one loop.
 
-Where this code departs from the paper, and why:
- 1. No value model and no reward model: the reward is a rule that reads the answer tag (rewards.py), as in R1.
- 2. One update per rollout by default, so ratio = 1 and the clip never binds: the gradient is REINFORCE with a
-    group baseline. With updates_per_rollout > 1 the clip (with separate bounds, DAPO) starts to matter.
+For a reader of the paper, what is particular here:
+ 1. No reward model: the reward is a rule that reads the answer tag (rewards.py), as in R1. The reference is
+    the model before training, and stays it.
+ 2. One update per rollout, as in the paper's experiments, so ratio = 1 and the clip never binds: the gradient
+    is REINFORCE with a group baseline. With updates_per_rollout > 1 the clip starts to matter.
  3. All G completions of a prompt share one reading of it (qwen.py): the image is encoded once per group.
  4. Completions come from vLLM, whose log-probs differ a little from the trainer's: a truncated importance
     weight corrects for it, and its size is logged. With identical kernels it is 1.
@@ -11,12 +12,13 @@ Where this code departs from the paper, and why:
     its KL with it.
 
 One step (the numbers stand in the loop below):
- 1) prompts      the next P prompts, strided over the processes
+ 1) prompts      the next P prompts of each process
  2) rollout      G completions of each, from the current policy
  3) reward       r = sum_k weight_k * part_k(completion)
  4) advantage    A_i = (r_i - mean of group) / (std of group + eps)
  5) log-probs    of the reference policy (if beta > 0), of the old policy (if it is not the current one)
- 6) update       minimise  -min(ratio * A, clip(ratio) * A) + beta * KL,  mean over the response tokens
+ 6) update       minimise  -w min(ratio A, clip(ratio) A) + beta KL,  mean per completion, then over all;
+                 w is the importance weight of note 4
  7) sync         the new weights into vLLM, its caches emptied
  8) log          one line, metrics.jsonl, rollouts.jsonl       9) evaluate, save
 
@@ -135,27 +137,28 @@ def group_advantages(r: torch.Tensor, adv_norm: str = "group", eps: float = 1e-4
 
     A_i = (r_i - mean_G(r)) / (std + eps), DeepSeekMath sec. 4.1.2; std with divisor n - 1, as R1-V. It is
     taken over the group ('group'), over all rewards given ('batch'), or the division is left out ('none',
-    Dr. GRPO, arXiv:2503.20783). The eps keeps a flat group at exactly 0 instead of 0 / 0.
+    Dr. GRPO, arXiv:2503.20783). The eps keeps a flat group at 0 instead of 0 / 0.
     """
+    r = r.double()  # in float32 the mean of equal rewards is not always equal to them
     centred = r - r.mean(dim=1, keepdim=True)  # (P, G)
     if adv_norm == "group":
-        return centred / (r.std(dim=1, keepdim=True) + eps)
+        centred = centred / (r.std(dim=1, keepdim=True) + eps)
     if adv_norm == "batch":
-        return centred / (r.std() + eps)
-    return centred
+        centred = centred / (r.std() + eps)
+    return centred.float()
 
 
 def token_weights(
     lengths: torch.Tensor, loss_norm: str, n_sequences: float, n_tokens: float, max_length: int
 ) -> torch.Tensor:
-    """Weight (S,) of every token of each sequence, so that loss = sum over tokens of weight * token loss.
+    """Weight (S,) of the tokens of sequences of lengths (S,): loss = sum over tokens of weight * token loss.
 
-      sequence   1/n_sequences * 1/|o_i|     mean over a sequence, then over sequences: GRPO, eq. 3
+      sequence   1/n_sequences * 1/lengths   mean over a sequence, then over sequences: GRPO, eq. 3
       token      1/n_tokens                  every token counts the same: DAPO, arXiv:2503.14476, eq. 8
       constant   1/(n_sequences*max_length)  no length in the divisor, no bias to long wrong answers: Dr. GRPO
 
     n_sequences and n_tokens are those of the whole step, over all micro-batches and processes: then the
-    gradient does not depend on how the batch was cut.
+    gradient does not depend on how the batch was cut. Only completions that are in the update count.
     """
     if loss_norm == "sequence":
         return 1 / (n_sequences * lengths)
@@ -310,6 +313,13 @@ if __name__ == "__main__":
     def decode(completion):
         return tokenizer.decode(completion.ids, skip_special_tokens=True)
 
+    def blame(what, remedy, row, text):
+        """End the run before a number that is not finite reaches the weights; names the completion."""
+        raise SystemExit(
+            f"{what} at step {step}, the step was not applied; {remedy} row {row['id']}, "
+            f"problem {row['problem']!r}, completion {text!r}"
+        )
+
     def evaluate():
         """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
         groups = sample(eval_prompts, 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
@@ -352,7 +362,8 @@ if __name__ == "__main__":
         prompts = stream.take(P)
         watch.lap("data")
 
-        # 2) rollout: seeds from (step, prompt), the same after a resume and on any number of processes
+        # 2) rollout: seeds from (step, prompt), the same after a resume; as long as no row is skipped also on
+        # any number of processes
         seeds = [sampling.sample_seed(seed, step, p * world + rank) for p in range(P)]
         groups = sample(prompts, G, seeds, temperature)  # P groups of G completions
         completions = [completion for group in groups for completion in group]  # S
@@ -362,15 +373,6 @@ if __name__ == "__main__":
 
         # 3) reward
         texts = [decode(completion) for completion in completions]
-
-        def blame(what, remedy, s):
-            """End the run before a number that is not finite reaches the weights; names the completion."""
-            row = prompts[s // G]["row"]
-            raise SystemExit(
-                f"{what} at step {step}, the step was not applied; {remedy} row {row['id']}, "
-                f"problem {row['problem']!r}, completion {texts[s]!r}"
-            )
-
         text_groups = [texts[p * G : p * G + G] for p in range(P)]
         token_counts = [[len(completion.ids) for completion in group] for group in groups]
         questions = [prompt["row"] for prompt in prompts]  # P rows, with the reference answers
@@ -381,25 +383,25 @@ if __name__ == "__main__":
         rewards.debug_log(texts, [questions[s // G] for s in range(S)], reward.tolist(), rank)
         for s in range(S):
             if not reward[s].isfinite():
-                blame(f"reward: {parts[s]}", "look at the reward of", s)
+                blame(f"reward: {parts[s]}", "look at the reward of", questions[s // G], texts[s])
         watch.lap("reward")
 
         # 4) advantage, within each group; adv_norm 'batch' needs the rewards of all processes
         all_rewards = torch.tensor(common.all_gather(reward.tolist())).view(world * P, G)
         all_advantages = group_advantages(all_rewards, adv_norm)  # (world * P, G)
         advantage = all_advantages[rank * P : rank * P + P].flatten()  # (S,) of this process
-        # (S,) all rewards of the group are equal: nothing to learn from
+        # which completions take part in the update; flat (S,): all rewards of its group are equal
         flat = (reward.view(P, G) == reward.view(P, G)[:, :1]).all(1).repeat_interleave(G)
         lengths = torch.tensor([float(len(completion.ids)) for completion in completions])  # (S,)
         finished = torch.tensor([completion.finished for completion in completions])  # (S,)
-        used = torch.ones(S, dtype=torch.bool)  # in the update
+        used = torch.ones(S, dtype=torch.bool)
         if drop_flat_groups:
             used &= ~flat
         if mask_truncated:
             used &= finished
         # over all processes: the weights of the loss are those of the whole step
         n_sequences, n_tokens = common.all_sum([used.sum().item(), lengths[used].sum().item()], device)
-        learnable = n_sequences > 0  # the same on every process, so that none waits for the others' update
+        any_used = n_sequences > 0  # the same on every process, so that none waits for the others' update
 
         # From here on everything is per response token. With 2 prompts A, B and 2 completions of each:
         #
@@ -411,7 +413,7 @@ if __name__ == "__main__":
         rollout_logp = torch.tensor(logps, device=device)  # (L,)
         token_advantage = advantage.to(device)[sequence]  # (L,)
 
-        if learnable:
+        if any_used:
             weight = token_weights(lengths, loss_norm, n_sequences, n_tokens, max_completion_length)  # (S,)
             token_weight = (weight * used).to(device)[sequence]  # (L,)
             ids = [completion.ids for completion in completions]
@@ -419,13 +421,13 @@ if __name__ == "__main__":
             batches = qwen.micro_batches(prompts, ids, used, net, budget)
 
             # 5) log-probs that stay fixed during the updates, (L,) each
-            def fixed_logps(policy):
-                found = torch.zeros_like(rollout_logp)
+            def fixed_logps(forward):
+                logps = torch.zeros_like(rollout_logp)  # stays 0 where a completion is not used
                 with torch.no_grad():
                     for batch in batches:
-                        logp, _ = policy(batch)
-                        found[batch["token"]] = logp
-                return found
+                        logp, _ = forward(batch)
+                        logps[batch["token"]] = logp
+                return logps
 
             if beta > 0:
                 ref_logp = fixed_logps(reference)
@@ -436,9 +438,9 @@ if __name__ == "__main__":
 
             # 6) policy update
             loss_sum = 0.0
-            for _ in range(updates_per_rollout):
+            for update in range(updates_per_rollout):
                 for batch in batches:
-                    token = batch["token"]  # (N,)
+                    token = batch["token"]  # (N,) places among the L response tokens, not ids
                     # (N,) each; for an entropy bonus: engine(batch, entropy_gradient=True)
                     logp, entropy = engine(batch)
                     # with one update per rollout the old policy IS the current one
@@ -455,12 +457,14 @@ if __name__ == "__main__":
                     token_loss = policy_loss + beta * kl
                     loss = (token_weight[token] * token_loss).sum()
 
-                    if not loss.isfinite():  # caught here, the weights are still good
+                    if not loss.isfinite():  # caught before it reaches the model
                         worst = token_loss.detach().abs().nan_to_num(nan=math.inf).argmax()
                         s = sequence[token][worst].item()
-                        blame(f"loss: {loss.item()}", "lower learning_rate, or look at", s)
-                    # DeepSpeed averages gradients over the processes, and the weights are those of the whole
-                    # step: hence * world. A filler is not real, its gradient is 0.
+                        remedy = "lower learning_rate, or look at"
+                        blame(f"loss: {loss.item()}", remedy, questions[s // G], texts[s])
+                    # DeepSpeed averages gradients over the processes, but token_weight divides by the whole
+                    # step: hence * world. A filler repeats a micro-batch, so that all processes have equally
+                    # many; its `real` is 0.0, else 1.0.
                     real = batch["real"]
                     engine.set_gradient_accumulation_boundary(batch is batches[-1])
                     engine.backward(loss * world * real)
@@ -469,18 +473,19 @@ if __name__ == "__main__":
                     mismatch = (old - rollout_logp[token]).abs()
                     tally.add(real, clip_fraction=clipped, entropy=entropy, kl=kl)
                     tally.add(real, mismatch=mismatch, importance=importance)
-                budget.learn(batches)  # how much memory a token took
+                if update == 0:
+                    budget.learn(batches)  # how much memory a token took
                 update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
-                norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
+                norm = common.optimizer_step(engine, update_lr, dtype)  # clip the norm, AdamW, zero
             watch.lap("update")
 
         # 7) sync the new weights into vLLM
-        if rollout == "vllm" and (learnable or sleeps):  # a sleeping engine has lost its weights
+        if rollout == "vllm" and (any_used or sleeps):  # new weights, or only to wake the engine up
             sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)
         step += 1
         watch.lap("sync")
 
-        # 8) log: all numbers are over all processes
+        # 8) log: over all processes, but for seconds, memory and epoch, which are those of rank 0
         tally.add(reward=reward, length=lengths, finished=finished, flat_groups=flat)
         for name in reward_weights:  # a row that asks for parts of its own may lack one
             tally.add(**{f"reward_{name}": [of_one.get(name, 0.0) for of_one in parts]})
@@ -490,11 +495,11 @@ if __name__ == "__main__":
         record["epoch"] = stream.epoch
         record["completions_per_s"] = world * S / record["seconds"]
         record["tokens_per_s"] = record["length"] * record["completions_per_s"]
-        if learnable:
+        if any_used:
             record["loss"] = sum(common.all_gather(loss_sum)) / updates_per_rollout
             record["lr"] = update_lr
             record["grad_norm"] = norm
-        # the loss is near 0 by construction, as advantages sum to 0: the reward is what to watch
+        # the loss is near beta * KL by construction, as advantages sum to 0: the reward is what to watch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
         say(common.console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
 

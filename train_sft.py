@@ -9,7 +9,7 @@ Where this differs from R1-V's sft.py:
  3. Qwen2-VL, Qwen2.5-VL and Qwen3-VL, chosen by config.json.
 
 One step (the numbers stand in the loop below):
- 1) prompts      the next P prompts, strided over the processes
+ 1) prompts      the next P prompts of each process
  2) targets      the tokens to imitate, one completion for each prompt
  3) update       minimise  -log p(token),  mean over the response tokens
  4) log          one line, metrics.jsonl                       5) evaluate, save
@@ -37,8 +37,9 @@ from configurator import configure
 
 # fmt: off
 # -----------------------------------------------------------------------------
-# default config: Qwen2-VL-2B on R1-V's distilled CLEVR reasoning, 8 GPUs; override with  train_sft.py
-# configs/x.py --key=value run
+# default config: Qwen2-VL-2B on R1-V's distilled CLEVR reasoning, 8 GPUs
+# override with  train_sft.py configs/x.py --key=value
+# run
 out_dir = "out/sft"
 seed = 0
 resume = True             # go on from out_dir/resume if it is there; False starts over
@@ -217,7 +218,7 @@ if __name__ == "__main__":
         # 2) targets: each prompt is a "group" of one completion, the one to imitate
         ids = [prompt["target"] for prompt in prompts]
         used = torch.ones(P, dtype=torch.bool)
-        n_tokens = sum(common.all_gather(sum(len(target) for target in ids)))
+        n_tokens = sum(common.all_gather(sum(len(sequence) for sequence in ids)))
         batches = qwen.micro_batches(prompts, ids, used, net, budget)
 
         # 3) policy update
@@ -233,19 +234,20 @@ if __name__ == "__main__":
                     f"loss: {loss.item()} at step {step}, the step was not applied. Lower learning_rate, or "
                     f"look at rows {', '.join(prompt['row']['id'] for prompt in prompts)}"
                 )
-            # DeepSpeed averages gradients over the processes, and the loss is divided by the tokens of the
-            # whole step: hence * world. A filler is not real, its gradient is 0.
+            # DeepSpeed averages gradients over the processes, but n_tokens is that of the whole step: hence
+            # * world. A filler repeats a micro-batch, so that all processes have equally many; its `real` is
+            # 0.0, else 1.0.
             real = batch["real"]
             engine.set_gradient_accumulation_boundary(batch is batches[-1])
             engine.backward(loss * world * real)
             loss_sum += loss.item() * real
         budget.learn(batches)
         update_lr = common.learning_rate(step, steps, learning_rate, warmup_steps, lr_schedule)
-        norm = common.optimizer_step(engine, update_lr, dtype)  # clip, AdamW, zero the gradients
+        norm = common.optimizer_step(engine, update_lr, dtype)  # clip the norm, AdamW, zero
         step += 1
         watch.lap("update")
 
-        # 4) log: all numbers are over all processes
+        # 4) log: over all processes, but for seconds, memory and epoch, which are those of rank 0
         record = {"step": step} | watch.record()
         record["loss"] = sum(common.all_gather(loss_sum))
         record["lr"] = update_lr

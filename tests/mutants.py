@@ -83,7 +83,7 @@ MUTANTS = [
         step("dapo"),
     ),
     Mutant(GRPO, "old_logp = fixed_logps(engine)", "old_logp = rollout_logp", step("dapo")),
-    Mutant(GRPO, 'found[batch["token"]] = logp', 'found[batch["token"].flip(0)] = logp', step("batch")),
+    Mutant(GRPO, 'logps[batch["token"]] = logp', 'logps[batch["token"].flip(0)] = logp', step("batch")),
     Mutant(
         GRPO,
         "set_gradient_accumulation_boundary(batch is batches[-1])",
@@ -126,12 +126,7 @@ MUTANTS = [
         "r.std(dim=1, keepdim=True, correction=0) + eps",
         step("frozen"),
     ),
-    Mutant(
-        GRPO,
-        "return centred / (r.std() + eps)",
-        "return centred / (r.std(dim=1, keepdim=True) + eps)",
-        step("batch"),
-    ),
+    Mutant(GRPO, "centred / (r.std() + eps)", "centred / (r.std(dim=1, keepdim=True) + eps)", step("batch")),
     Mutant(GRPO, "all_advantages[rank * P : rank * P + P]", "all_advantages[:P]", step("batch")),
     Mutant(
         GRPO,
@@ -190,7 +185,7 @@ MUTANTS = [
     Mutant(GRPO, "stream.take(P)", "stream.take(P + 1)[:P]", step("dr_grpo")),
     Mutant(GRPO, "sample(prompts, G, seeds, temperature)", "sample(prompts, G, seeds, 1.0)", step("dr_grpo")),
     Mutant(GRPO, "tally.add(real, clip_fraction", "tally.add(clip_fraction", step("idle")),
-    Mutant(GRPO, "(learnable or sleeps)", "step % 2 == 0", "tests/test_engines.py"),
+    Mutant(GRPO, "(any_used or sleeps)", "step % 2 == 0", "tests/test_engines.py"),
     Mutant(
         COMMON,
         "(total + real * values.sum(), count + real * values.numel())",
@@ -299,8 +294,8 @@ MUTANTS = [
     Mutant(SFT, "qwen.Policy(net, banned=[])", "qwen.Policy(net, banned=banned)", step("sft")),
     Mutant(
         SFT,
-        "sum(common.all_gather(sum(len(target) for target in ids)))",
-        "sum(len(target) for target in ids)",
+        "sum(common.all_gather(sum(len(sequence) for sequence in ids)))",
+        "sum(len(sequence) for sequence in ids)",
         step("sft"),
     ),
     Mutant(SFT, "(batch is batches[-1])", "(True)", step("sft")),

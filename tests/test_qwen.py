@@ -9,6 +9,7 @@ distribution, reproducibly.
     python -m pytest tests/test_qwen.py
 """
 
+import copy
 import functools
 import random
 
@@ -174,6 +175,13 @@ def test_packed_groups_equal_plain_transformers(kit, layout):
     assert [len(set(starts)) for (starts,) in prompts] == shape
     assert_same((logps, gradients), kit.expected)
     assert all(g.norm() > 1e-4 for g in kit.expected[1].values())  # nothing was compared with zero
+
+
+@one_family
+def test_the_banned_ids_are_where_the_model_is(kit):
+    """DeepSpeed moves the policy, but nobody moves the reference; a GPU is not needed to see that."""
+    model = copy.deepcopy(kit.net).to("meta")
+    assert qwen.Policy(model, kit.banned).banned.device.type == "meta"
 
 
 @one_family
