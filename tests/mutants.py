@@ -152,6 +152,7 @@ MUTANTS = [
         step("dapo"),
     ),
     Mutant(GRPO, "group_advantages(all_rewards, adv_norm)", "group_advantages(all_rewards)", step("dr_grpo")),
+    Mutant(GRPO, "if mask_truncated:", "if not mask_truncated:", step("gspo")),
     # what the loop asks for and what it logs
     Mutant(
         GRPO,
@@ -275,6 +276,12 @@ MUTANTS = [
         'complete(Path(out_dir))[: -config["keep"]]',
         'complete(Path(out_dir))[config["keep"] :]',
         f"{RUNS} -k checkpoints",
+    ),
+    Mutant(
+        CHECKPOINT,
+        'stream.skipped = loop["skipped"][rank]',
+        "stream.skipped = 0",
+        "tests/test_bad_input.py -k counted",
     ),
     # the optimizer
     Mutant(COMMON, 'group["lr"] = lr', 'group["lr"] = group["lr"]', step("dr_grpo")),

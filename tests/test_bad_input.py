@@ -171,6 +171,10 @@ def test_bad_rows_are_skipped_and_counted(request, tmp_path, script):
         assert sum(reason in line and row in line for line in text.splitlines()) <= 1
     if script == "grpo":
         assert not {e["id"] for e in records(tmp_path / "run", "rollouts.jsonl")} & set(bad)
+    # a resumed run goes on counting
+    more = run([*request.getfixturevalue(script), source, *knobs, "--steps=3"], tmp_path / "log")
+    skipped = records(tmp_path / "run")[-1]["skipped_rows"]
+    assert skipped == log[-1]["skipped_rows"] + more.count("data: skipped")
 
 
 def test_all_rows_bad(sft, tmp_path):
