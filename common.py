@@ -438,7 +438,8 @@ class Log:
         if rank != 0:
             return
         Path(out_dir, "run.json").write_text(json.dumps(run_header(sys.argv), indent=1))
-        self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        # open for the whole run, each line written at once
+        self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115
         if "tensorboard" in trackers:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,7 +1,7 @@
 """The policy: load any Qwen-VL checkpoint by its config.json, run packed groups through it, build the tiny
 model.
 
-    python qwen.py out/tiny                        # a real Qwen2.5-VL of 0.7 M parameters, random weights
+    python qwen.py out/tiny                        # a real Qwen2.5-VL of 0.8 M parameters, random weights
     python qwen.py out/tiny --family=qwen2_vl      # or qwen2_5_vl, qwen3_vl
 
 The G completions of a prompt share the prompt and its images. Instead of G rows [prompt | completion], a
@@ -720,7 +720,7 @@ def build_tiny(
     vision_layers: int = 2,
     seed: int = 0,
 ) -> None:
-    """Write a randomly initialised Qwen-VL of about 0.7 M parameters to `path`, as transformers and vLLM
+    """Write a randomly initialised Qwen-VL of about 0.8 M parameters to `path`, as transformers and vLLM
     load it.
 
     Head size 32 (the smallest that vLLM's CPU attention takes), so `hidden` must be a multiple of 32.

@@ -316,7 +316,7 @@ if __name__ == "__main__":
     def blame(what, remedy, row, text):
         """End the run before a number that is not finite reaches the weights; names the completion."""
         raise SystemExit(
-            f"{what} at step {step}, the step was not applied; {remedy} row {row['id']}, "
+            f"{what} at step {step + 1}, this update was not applied; {remedy} row {row['id']}, "
             f"problem {row['problem']!r}, completion {text!r}"
         )
 

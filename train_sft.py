@@ -81,7 +81,7 @@ micro_tokens = 0          # tokens of one forward pass; 0 = what the GPU's free 
 zero_stage = 2            # DeepSpeed ZeRO: 0 = none, 1 = optimizer, 2 = + gradients, 3 = + weights sharded
 offload_optimizer = False # optimizer state in CPU memory
 # logs and checkpoints
-log_interval = 1
+log_interval = 1          # steps between two lines on the console
 eval_interval = 0         # steps between evaluations (greedy answers by the model itself); 0 = never
 save_interval = 0         # steps between checkpoints; 0 = only at the end
 keep = 3                  # newest checkpoints to keep; 0 = all
@@ -230,9 +230,10 @@ if __name__ == "__main__":
             loss = -logp.sum() / n_tokens
 
             if not loss.isfinite():
+                ids_of_rows = ", ".join(prompt["row"]["id"] for prompt in prompts)
                 raise SystemExit(
-                    f"loss: {loss.item()} at step {step}, the step was not applied. Lower learning_rate, or "
-                    f"look at rows {', '.join(prompt['row']['id'] for prompt in prompts)}"
+                    f"loss: {loss.item()} at step {step + 1}, this update was not applied. "
+                    f"Lower learning_rate, or look at rows {ids_of_rows}"
                 )
             # DeepSpeed averages gradients over the processes, but n_tokens is that of the whole step: hence
             # * world. A filler repeats a micro-batch, so that all processes have equally many; its `real` is

@@ -206,7 +206,7 @@ def poison(folder, target):
 @pytest.mark.parametrize("script", ["sft", "grpo"])
 def test_non_finite_loss(request, folder, tmp_path, script):
     """The rows are named, and no checkpoint of the spoilt policy is written."""
-    words = ("loss: nan at step 0", "learning_rate", "clevr/0/")
+    words = ("loss: nan at step 1", "learning_rate", "clevr/0/")
     refuses(
         [*request.getfixturevalue(script), poison(folder, tmp_path / "poisoned")], tmp_path / "log", *words
     )
@@ -219,7 +219,7 @@ def test_diverging_run_keeps_its_last_good_checkpoint(sft, tmp_path):
     saved the third.
     """
     knobs = ["--learning_rate=1e30", "--grad_clip=1e30", "--save_interval=1", "--steps=3"]
-    refuses([*sft, *knobs], tmp_path / "log", "loss: nan at step 1", "learning_rate")
+    refuses([*sft, *knobs], tmp_path / "log", "loss: nan at step 2", "learning_rate")
     assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == ["step-000001"]
 
 

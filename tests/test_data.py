@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import common
 import data
 import qwen
 from tasks import scenes
@@ -1064,3 +1065,8 @@ def test_rows_end():
     for index in (8, -1):
         with pytest.raises(IndexError):
             rows[index]
+
+
+def test_every_template_is_a_legal_value_of_the_knob():
+    """Knobs are checked before data is loaded, from a list of their own: it must not fall behind."""
+    assert set(common.CHOICES["template"]) == {"auto"} | set(data.TEMPLATES)
