@@ -1,13 +1,25 @@
 """The folder of a run: exports that transformers and vLLM load, the state from which a killed run goes on.
 
 out_dir/config.json           the knobs of the run
-out_dir/step-000100/          an export: weights, tokenizer, processor
-out_dir/resume/step-000100/   what it goes on from: weights, optimizer, random states, place in the data
+out_dir/step-000100/          an export: weights, and the other files of the base model as they were
+out_dir/resume/step-000100/   what the run goes on from; the two newest are kept
+    state/                    DeepSpeed's files: weights, optimizer
+    rank-00000.pt             random states of a process
+    loop.json                 step, place in the data, knobs
+    manifest.json             size and SHA-256 of each of these files
+
+Nothing here is ever half-written under its final name: a folder or file is written beside, flushed to the
+disk and renamed. The state comes first, then the export; a run that was killed in between writes the export
+when it starts again. States hold JSON, tensors and a few plain classes of DeepSpeed's; loading runs no code.
 """
 
+import fcntl
+import hashlib
 import json
+import math
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,58 +29,288 @@ import torch
 
 import common
 
-# Knobs that may change when a run is resumed: they do not touch what the steps so far have computed.
-FREE_KNOBS = {"steps", "resume", "keep", "trackers", "thumbnails"}
-FREE_KNOBS |= {"log_interval", "save_interval", "eval_interval", "show_interval"}
+SCRIPT = Path(sys.argv[0]).name  # train_grpo.py or train_sft.py
+KEEP_STATES = 2  # resume states that are kept: the newest, and the one before in case a disk has spoilt it
+
+# fmt: off
+# Knobs that may change when a run is resumed: they do not touch what the steps so far have computed, and the
+# steps to come take them as they are now.
+FREE_KNOBS = {
+    "out_dir", "steps", "resume", "keep", "trackers", "thumbnails",
+    "log_interval", "save_interval", "eval_interval", "show_interval",
+    "eval_source", "eval_split", "eval_rows",
+    "learning_rate", "lr_schedule", "warmup_steps",
+    "attn", "compile_layers", "grad_checkpointing", "micro_tokens", "reward_workers",
+    "vllm_gpu_memory", "vllm_sleep",
+}
+# fmt: on
 
 
 # -----------------------------------------------------------------------------
-# the folder of a run
+# files: whole or not at all
 # -----------------------------------------------------------------------------
 
 
-def check_out_dir(out_dir: str, config: dict, resume: bool, rank: int) -> None:
-    """Write config.json, or refuse to go on in a folder that another config made. ALL RANKS."""
-    path = Path(out_dir, "config.json")
-    if path.exists() and resume:
-        before = json.loads(path.read_text())
-        now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-        for knob, value in now.items():
-            if knob in before and knob not in FREE_KNOBS and before[knob] != value:
-                raise SystemExit(
-                    f"out_dir: '{out_dir}' holds a run with {knob}={before[knob]!r}, now it is {value!r}; "
-                    "use another --out_dir, or --resume=False to start over"
-                )
-    if path.exists() and not resume and rank == 0:
-        for old in [*Path(out_dir).glob("step-*"), Path(out_dir, "resume")]:
-            shutil.rmtree(old, ignore_errors=True)
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            Path(out_dir, name).unlink(missing_ok=True)
-    torch.distributed.barrier()
+def remove(folder: Path) -> None:
+    """Remove the folder; at no time is there a half-removed one under its name."""
+    temporary = folder.with_name(folder.name + ".old.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(folder, temporary)
+    shutil.rmtree(temporary)
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Give a folder whose files are complete and flushed its final name."""
+    common.flush(temporary)
+    if final.exists():
+        remove(final)
+    os.replace(temporary, final)
+    common.flush(final.parent)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The step-000100 folders in there, oldest first: those that this program has made, and no others."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """100 of step-000100."""
+    return int(path.name.removeprefix("step-"))
+
+
+def fingerprint(path: Path) -> dict:
+    """Size and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(folder: Path, files: list[Path], rank: int = 0, world: int = 1) -> None:
+    """folder/manifest.json with the fingerprints of these files, and all of it flushed. ALL RANKS."""
+    mine = {}
+    for path in files[rank::world]:
+        common.flush(path)
+        mine[str(path.relative_to(folder))] = fingerprint(path)
+    shares = common.all_gather(mine) if world > 1 else [mine]
     if rank == 0:
+        prints = {name: share[name] for share in shares for name in share}
+        common.replace_file(folder / "manifest.json", json.dumps(prints, indent=1, sort_keys=True))
+
+
+def damage(folder: Path, rank: int = 0, world: int = 1) -> str:
+    """The first file that is not as folder/manifest.json has it, and why; "" if all are.
+
+    With `rank` and `world` in this rank's share of the files.
+    """
+    try:
+        prints = json.loads((folder / "manifest.json").read_text())
+        names = sorted(prints)
+        wanted = [(name, prints[name]["bytes"], prints[name]["sha256"]) for name in names]
+    except (OSError, ValueError, TypeError, KeyError):  # a JSONDecodeError is a ValueError
+        return "manifest.json is missing or cannot be read"
+    for name, size, digest in wanted[rank::world]:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if fingerprint(path)["sha256"] != digest:
+            return f"{name} is not what was written: its checksum differs"
+    return ""
+
+
+# -----------------------------------------------------------------------------
+# the folder at the start of a run
+# -----------------------------------------------------------------------------
+
+
+def open_folder(config: dict, rank: int, say=print) -> None:
+    """Make out_dir ours until this process ends, or refuse; writes config.json. ALL RANKS.
+
+    SystemExit, one sentence, if it cannot be written to, if it holds the model, if another run is at work in
+    it, or if it holds a run that these knobs do not continue.
+    """
+    if rank == 0:
+        out_dir = Path(config["out_dir"])
+        refuse_model(out_dir, config["model"])
         try:
-            Path(out_dir).mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(config, indent=1))
+            out_dir.mkdir(parents=True, exist_ok=True)
+            lock(out_dir, say)
+            for left in [*out_dir.glob("step-*.tmp"), *out_dir.glob("resume/step-*.tmp")]:
+                shutil.rmtree(left)  # of a run that was killed
+            if config["resume"]:
+                continues(out_dir, config, say)
+            common.replace_file(out_dir / "config.json", json.dumps(config, indent=1))
         except OSError as error:
             raise SystemExit(
                 f"out_dir: cannot write to '{out_dir}' ({error.strerror}); name another folder with --out_dir"
             ) from error
+    torch.distributed.barrier()
 
 
-def complete(folder: Path) -> list[Path]:
-    """The step-000100 folders in there, oldest first, without those that a killed run left half-written."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+def refuse_model(out_dir: Path, model: str) -> None:
+    """SystemExit if the model lies in out_dir, where its files would be overwritten or removed."""
+    inside = Path(model).exists() and Path(model).resolve().is_relative_to(out_dir.resolve())
+    if inside or is_model(out_dir):
+        raise SystemExit(
+            f"out_dir: '{out_dir}' holds a model, whose files a run must not touch; "
+            "name another folder with --out_dir"
+        )
 
 
-def replace(temporary: Path, path: Path) -> None:
-    """Move a complete folder to its place; at no time is there a half-written one under the final name."""
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(temporary, path)
+def is_model(folder: Path) -> bool:
+    """Is there the config.json of a model, and not that of a run?"""
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def lock(out_dir: Path, say) -> None:
+    """Hold the folder until this process ends: the operating system lets go of it, also after a kill."""
+    folder = os.open(out_dir, os.O_RDONLY)  # stays open
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(
+            f"out_dir: another run is writing to '{out_dir}'; wait for it, stop it, or name another --out_dir"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        say(f"out_dir: '{out_dir}' cannot be locked ({error.strerror}); let no second run write to it")
+
+
+def continues(out_dir: Path, config: dict, say) -> None:
+    """Say which knobs differ from those of the run in out_dir; SystemExit if one may not."""
+    over = "use another --out_dir, or --resume=False to start over"
+    states, exports = complete(out_dir / "resume"), complete(out_dir)
+    has_logs = (out_dir / "metrics.jsonl").exists() and not (out_dir / "config.json").exists()
+    if not states and (exports or has_logs):
+        what = "checkpoints" if exports else "logs"
+        raise SystemExit(f"out_dir: '{out_dir}' holds {what} of a run and nothing to resume it from; {over}")
+    before = run_in(out_dir, states)
+    if before is None:
+        return
+    if before.get("script", SCRIPT) != SCRIPT:
+        raise SystemExit(f"out_dir: '{out_dir}' holds a run of {before['script']}, not of {SCRIPT}; {over}")
+    now = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    changed = []
+    for knob, value in now.items():
+        old = before["config"].get(knob, value)
+        if old == value or knob in ("out_dir", "resume"):
+            continue
+        if isinstance(value, str) and isinstance(old, str) and old.rstrip("/") == value.rstrip("/"):
+            continue
+        if knob not in FREE_KNOBS:
+            start = f"; its policy is --model={exports[-1]}" if exports else ""
+            raise SystemExit(
+                f"out_dir: '{out_dir}' holds a run with {knob}={old!r}, now it is {value!r}; {over}{start}"
+            )
+        changed.append(f"{knob} {old!r} -> {value!r}")
+    if changed:
+        say(f"resume: changed since this run was saved: {', '.join(changed)}")
+
+
+def run_in(out_dir: Path, states: list[Path]) -> dict | None:
+    """{"config", "script"} of the run in out_dir, from its newest state, else from config.json.
+
+    None if there is no run; SystemExit if its config.json cannot be read and there is no state.
+    """
+    for state in reversed(states):
+        loop = read_json(state / "loop.json")
+        if isinstance(loop, dict) and isinstance(loop.get("config"), dict):
+            return loop
+    path = out_dir / "config.json"
+    if not path.exists():
+        return None
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise SystemExit(
+            f"out_dir: '{path}' is damaged, and there is no state to resume from; "
+            "remove it, or use another --out_dir"
+        )
+    return {"config": config}
+
+
+def read_json(path: Path):
+    """What the file holds, None if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def check_room(net, config: dict, rank: int) -> None:
+    """SystemExit if the disk has too little room for the states and exports that the run will write.
+
+    bytes of an export = those of all weights; of a state = the same + 12 for each trained weight (Adam's two
+    moments and a master copy, float32). One state more than is kept stands there while it is written, and one
+    export more.
+    """
+    if rank != 0:
+        return
+    out_dir = Path(config["out_dir"])
+    weights = [p for name, p in net.named_parameters() if ".lora_" not in name]
+    export_bytes = sum(p.numel() * p.element_size() for p in weights)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    state_bytes = export_bytes + 12 * trained
+
+    states, exports = complete(out_dir / "resume"), complete(out_dir)
+    if not config["resume"]:
+        states, exports = [], []  # they are removed first
+    done = step_of(states[-1]) if states else 0
+    ahead = max(0, config["steps"] - done)
+    saves = math.ceil(ahead / config["save_interval"]) if config["save_interval"] else min(1, ahead)
+    most_exports = config["keep"] or len(exports)
+    more_states = min(saves, max(0, KEEP_STATES + 1 - len(states)))
+    more_exports = min(saves, max(0, most_exports + 1 - len(exports)))
+    needed = more_states * state_bytes + more_exports * export_bytes
+    free = shutil.disk_usage(out_dir).free
+    if needed > free:
+        raise SystemExit(
+            f"out_dir: '{out_dir}' has {free / 1e9:.2f} GB free, the run will write {needed / 1e9:.2f} GB: "
+            f"{more_states} resume states of {state_bytes / 1e9:.2f} GB and {more_exports} exports of "
+            f"{export_bytes / 1e9:.2f} GB; free some space, lower keep, or name another --out_dir"
+        )
 
 
 # -----------------------------------------------------------------------------
 # export
 # -----------------------------------------------------------------------------
+
+
+def base_files(model: str) -> dict[str, bytes]:
+    """{name: content} of the files of a checkpoint that are no weights: config, tokenizer, chat template ...
+
+    Read at the start of a run, written to each export as they are. Training does not touch them, and files
+    that this transformers has not rewritten are read by older ones, and by older vLLM, too.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, local_files_only=True))  # where it was loaded from
+    files = {}
+    for path in sorted(folder.iterdir()):
+        is_text = path.suffix in (".json", ".jinja", ".txt", ".model")
+        is_ours = path.name == "manifest.json" or path.name.endswith(".index.json")
+        if is_text and not is_ours and path.is_file():
+            files[path.name] = path.read_bytes()
+    return files
+
+
+def with_dtype(config: bytes, dtype: str) -> bytes:
+    """A model's config.json that says in which dtype its weights are; as it was if that is right already."""
+    settings = json.loads(config)
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]
+    named = [(part, key) for part in parts for key in ("torch_dtype", "dtype") if part.get(key)]
+    if not named:
+        named = [(settings, "torch_dtype")]
+    if all(part.get(key) == dtype for part, key in named):
+        return config
+    for part, key in named:
+        part[key] = dtype
+    return json.dumps(settings, indent=2).encode()
 
 
 def full_state(model, zero_stage: int):
@@ -98,118 +340,239 @@ def full_state(model, zero_stage: int):
             yield name.replace(".base_layer", ""), weight
 
 
-def export(model, processor, path: Path, zero_stage: int, rank: int) -> None:
-    """Write a checkpoint folder that transformers and vLLM load, whole or not at all. ALL RANKS."""
+def export(model, base: dict[str, bytes], path: Path, config: dict, rank: int) -> None:
+    """Write a checkpoint folder that transformers and vLLM load, whole or not at all. ALL RANKS.
+
+    base: the other files of the model that the run started from, see base_files.
+    """
+    from transformers import GenerationConfig
+
     untied = {name.replace(".base_layer", "") for name, _ in model.named_parameters()}
     state = {}
-    for name, tensor in full_state(model, zero_stage):
+    for name, tensor in full_state(model, config["zero_stage"]):
         if rank == 0 and name in untied:
             state[name] = tensor.detach().to("cpu", copy=True)
     if rank == 0:
         temporary = path.with_name(path.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        model.generation_config = GenerationConfig()  # transformers refuses to write some that it reads
         model.save_pretrained(temporary, state_dict=state)
-        processor.save_pretrained(temporary)
-        replace(temporary, path)
+        (temporary / "generation_config.json").unlink()
+        for name, content in base.items():
+            if name == "config.json":
+                content = with_dtype(content, config["dtype"])
+            (temporary / name).write_bytes(content)
+        # of the weights alone: whoever takes the export may edit the rest
+        write_manifest(temporary, sorted(temporary.glob("*.safetensors")))
+        for file in temporary.iterdir():
+            common.flush(file)
+        commit(temporary, path)
 
 
 # -----------------------------------------------------------------------------
-# save and resume
+# save
 # -----------------------------------------------------------------------------
 
 
-def save(engine, model, processor, stream, step: int, config: dict, rank: int) -> None:
-    """Resume state and exported checkpoint of this step; the `keep` newest exports stay. ALL RANKS.
+def save(engine, model, base: dict[str, bytes], stream, step: int, config: dict, rank: int) -> None:
+    """Resume state and export of this step; the newest of both stay. ALL RANKS.
 
     SystemExit, one sentence, if the disk is full.
     """
-    out_dir = config["out_dir"]
-    path = Path(out_dir, f"step-{step:06d}")
+    out_dir = Path(config["out_dir"])
+    path = out_dir / f"step-{step:06d}"
     try:
-        save_resume(engine, stream, step, out_dir, rank)
-        export(model, processor, path, config["zero_stage"], rank)
-    # torch.save reports a full disk as RuntimeError, safetensors as OSError
-    except (OSError, RuntimeError) as error:
+        save_state(engine, stream, step, config, rank)
+        export(model, base, path, config, rank)
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        for left in (out_dir / "resume" / f"{path.name}.tmp", out_dir / f"{path.name}.tmp"):
+            shutil.rmtree(left, ignore_errors=True)  # gives back the room that it has taken
         why = str(error).splitlines()[0][:160]
-        states = complete(Path(out_dir, "resume"))
+        states = complete(out_dir / "resume")
         newest = states[-1].name if states else "the start"
         raise SystemExit(
             f"save: writing '{path}' failed ({why}); free some space and run the same command again: "
             f"it goes on from {newest}"
         ) from error
-    if rank == 0 and config["keep"] > 0:
-        for old in complete(Path(out_dir))[: -config["keep"]]:
-            shutil.rmtree(old, ignore_errors=True)
+    if rank == 0:
+        # later ones are of a run that has gone back to an older state: they do not count as the newest
+        states = complete(out_dir / "resume")
+        kept = [state for state in states if step_of(state) <= step][-KEEP_STATES:]
+        for state in states:
+            if state not in kept:
+                remove(state)
+        exports = [old for old in complete(out_dir) if step_of(old) <= step]
+        if config["keep"] > 0:
+            for old in exports[: -config["keep"]]:
+                remove(old)
 
 
-def save_resume(engine, stream, step: int, out_dir: str, rank: int) -> None:
-    """out_dir/resume/step-N: ZeRO shards, random states, place in the data. Older ones go. ALL RANKS."""
-    folder = Path(out_dir, "resume")
-    final = folder / f"step-{step:06d}"
-    temporary = folder / f"step-{step:06d}.tmp"
+def is_disk_error(error: Exception) -> bool:
+    """Did writing a file fail? torch.save says so by a RuntimeError, safetensors by an error of its own."""
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return True
+    return isinstance(error, RuntimeError) and "inline_container" in str(error)
+
+
+def save_state(engine, stream, step: int, config: dict, rank: int) -> None:
+    """out_dir/resume/step-N: weights and optimizer, random states, place in the data. ALL RANKS."""
+    world = torch.distributed.get_world_size()
+    final = Path(config["out_dir"], "resume", f"step-{step:06d}")
+    temporary = final.with_name(final.name + ".tmp")
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     torch.distributed.barrier()
     engine.save_checkpoint(str(temporary), tag="state", save_latest=False)
-    randoms = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        randoms["cuda"] = torch.cuda.get_rng_state()
+    torch.save(random_states(), temporary / f"rank-{rank:05d}.pt")
     cursors = common.all_gather(stream.cursor)
     skipped = common.all_gather(stream.skipped)
-    loop = {"step": step, "cursors": cursors, "skipped": skipped}
-    torch.save({"random": randoms, "loop": loop}, temporary / f"rank-{rank:05d}.pt")
-    torch.distributed.barrier()
     if rank == 0:
-        replace(temporary, final)
-        for old in folder.iterdir():
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        for unused in temporary.glob("*.py"):
+            unused.unlink()  # DeepSpeed's converters: a state holds no code
+        loop = {"step": step, "world": world, "cursors": cursors, "skipped": skipped}
+        loop |= {"script": SCRIPT, "config": config}
+        (temporary / "loop.json").write_text(json.dumps(loop, indent=1))
+    torch.distributed.barrier()
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    write_manifest(temporary, files, rank, world)
+    if rank == 0:
+        common.flush(temporary / "state")
+        commit(temporary, final)
     torch.distributed.barrier()
 
 
-def load_resume(engine, stream, out_dir: str, rank: int, world: int) -> int:
-    """Restore the newest state under out_dir/resume; returns its step, 0 if there is none. ALL RANKS."""
-    states = complete(Path(out_dir, "resume"))
-    if not states:
-        return 0
-    newest = states[-1]
-    saved = len(list(newest.glob("rank-*.pt")))
-    if saved != world:
+def random_states() -> dict:
+    """The random generators of this process, as plain numbers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+# -----------------------------------------------------------------------------
+# resume
+# -----------------------------------------------------------------------------
+
+
+def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: int, say=print) -> int:
+    """Restore the newest state that is whole, and write what the run that was killed had still to write.
+
+    Returns its step, 0 if there is none or the knob `resume` is False: then the run in out_dir is removed.
+    SystemExit, one sentence, if there are states and all are damaged, or if they are of another number of
+    processes. ALL RANKS.
+    """
+    out_dir = Path(config["out_dir"])
+    if rank == 0 and not config["resume"]:
+        start_over(out_dir)
+    torch.distributed.barrier()
+    step = 0
+    states = complete(out_dir / "resume")
+    whole = newest_whole(states, rank, say)
+    if whole:
+        step = load_state(engine, stream, whole, rank)
+        say(f"resume: step {step} of {out_dir}")
+        path = out_dir / whole.name
+        if not path.exists():
+            say(f"resume: writing {path}, which the run that was killed had still to write")
+            export(model, base, path, config, rank)
+    if rank == 0:
+        truncate_logs(out_dir, step)
+    torch.distributed.barrier()
+    return step
+
+
+def newest_whole(states: list[Path], rank: int, say) -> Path | None:
+    """The newest of the states whose files are as they were written, None without states. ALL RANKS."""
+    world = torch.distributed.get_world_size()
+    for state in reversed(states):
+        found = [problem for problem in common.all_gather(damage(state, rank, world)) if problem]
+        if not found:
+            return state
+        say(f"resume: '{state}' is damaged ({found[0]}); it is left out")
+    if states:
         raise SystemExit(
-            f"resume: '{newest}' was written by {saved} process(es), this run has {world}; "
+            f"resume: no state in '{states[0].parent}' is whole; start over with --resume=False, "
+            "or from an export with --model=... --out_dir=..."
+        )
+    return None
+
+
+def load_state(engine, stream, state: Path, rank: int) -> int:
+    """Weights, optimizer, random states and place in the data as they were; returns the step. ALL RANKS."""
+    world = torch.distributed.get_world_size()
+    loop = json.loads((state / "loop.json").read_text())
+    if loop["world"] != world:
+        raise SystemExit(
+            f"resume: '{state}' was written by {loop['world']} process(es), this run has {world}; "
             "start it with as many"
         )
-    loaded, _ = engine.load_checkpoint(str(newest), tag="state")
+    engine.checkpoint_engine.load = load_tensors
+    loaded, _ = engine.load_checkpoint(str(state), tag="state")
     if loaded is None:
-        raise SystemExit(
-            f"resume: '{newest}' could not be loaded; remove it, or start over with --resume=False"
-        )
-    state = torch.load(newest / f"rank-{rank:05d}.pt", weights_only=False)
-    randoms = state["random"]
-    random.setstate(randoms["python"])
-    np.random.set_state(randoms["numpy"])
-    torch.set_rng_state(randoms["torch"])
-    if "cuda" in randoms:
-        torch.cuda.set_rng_state(randoms["cuda"])
-    loop = state["loop"]
+        raise SystemExit(f"resume: DeepSpeed cannot load '{state}'; start over with --resume=False")
+    set_random_states(load_tensors(state / f"rank-{rank:05d}.pt"))
     stream.cursor = loop["cursors"][rank]
-    if "skipped" in loop:  # states of train_sft.py had no such entry at first
-        stream.skipped = loop["skipped"][rank]
+    stream.skipped = loop["skipped"][rank]
     return loop["step"]
 
 
-def truncate_logs(out_dir: str, step: int) -> None:
+def load_tensors(path, map_location="cpu"):
+    """torch.load that runs no code from the file, in place of DeepSpeed's, which would run any."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    plain = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # what else its states hold
+    with torch.serialization.safe_globals(plain):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def start_over(out_dir: Path) -> None:
+    """Remove the run in out_dir: its exports, states and logs, and nothing else that lies there."""
+    for folder in [*complete(out_dir), *complete(out_dir / "resume")]:
+        remove(folder)
+    for name in ("metrics.jsonl", "rollouts.jsonl", "run.json"):
+        (out_dir / name).unlink(missing_ok=True)
+
+
+def truncate_logs(out_dir: Path, step: int) -> None:
     """Drop from the logs the steps that the resumed run will do again, and lines cut off in mid-write."""
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        path = Path(out_dir, name)
+        path = out_dir / name
         if not path.exists():
             continue
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
+        temporary = path.with_name(name + ".tmp")
+        with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w") as new:
+            for line in old:
+                written = step_of_line(line)
+                if written is None:
+                    print(f"resume: dropped an incomplete line of {path}", file=sys.stderr)
                 # a run that starts anew writes its evaluation at step 0 again
-                if step > 0 and json.loads(line).get("step", 0) <= step:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                print(f"resume: dropped an incomplete line of {path}", file=sys.stderr)
-        path.write_text("".join(line + "\n" for line in kept))
+                elif step > 0 and written <= step:
+                    new.write(line)
+        common.flush(temporary)
+        os.replace(temporary, path)
+
+
+def step_of_line(line: str) -> int | None:
+    """The step of a log's line, None if the line is no complete record."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if line.endswith("\n") and isinstance(step, int) else None

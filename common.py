@@ -3,6 +3,7 @@
 Processes and devices, legal values of knobs, the DeepSpeed engine, the learning-rate schedule, signals, logs.
 """
 
+import importlib.util
 import json
 import logging
 import math
@@ -199,6 +200,12 @@ def check_choices(config: dict) -> None:
 def check_knobs(config: dict, world: int) -> None:
     """SystemExit, before anything expensive starts, if knobs of a trainer do not go together."""
     check_choices(config)
+    for tracker in filter(None, config["trackers"].split(",")):
+        require(tracker in ("tensorboard", "wandb"), f"trackers: '{tracker}' is none of tensorboard, wandb")
+        require(
+            importlib.util.find_spec(tracker) is not None,
+            f"trackers: {tracker} is not installed; pip install {tracker}, or leave it out of --trackers",
+        )
     for knob in ("prompts_per_step", "batch_size"):
         count = config.get(knob, 0)
         what = "prompts" if knob == "prompts_per_step" else "rows"
@@ -396,6 +403,23 @@ class Tally:
 # -----------------------------------------------------------------------------
 
 
+def flush(path: Path) -> None:
+    """Make the disk hold what was written to this file or folder, even if the power fails now."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write the file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    flush(temporary)
+    os.replace(temporary, path)
+
+
 def commit() -> str:
     """The commit of this code, with "-dirty" if it was changed since; "unknown" outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
@@ -424,41 +448,42 @@ def run_header(argv: list[str]) -> dict:
 class Log:
     """run.json and metrics.jsonl always; TensorBoard and wandb if asked for, and only then imported.
 
-    Only rank 0 writes.
+    step: the one from which the run goes on; 0 starts a new curve. Only rank 0 writes. SystemExit, one
+    sentence, if the disk is full.
     """
 
-    def __init__(self, out_dir: str, rank: int, config: dict, trackers: str = ""):
+    def __init__(self, out_dir: str, rank: int, config: dict, trackers: str = "", step: int = 0):
         self.out_dir = out_dir
         self.rank = rank
         self.board = None
         self.wandb = None
-        unknown = set(trackers.split(",")) - {"", "tensorboard", "wandb"}
-        if unknown:
-            raise SystemExit(f"trackers: '{unknown.pop()}' is none of tensorboard, wandb")
         if rank != 0:
             return
-        Path(out_dir, "run.json").write_text(json.dumps(run_header(sys.argv), indent=1))
+        header = run_header(sys.argv) | {"id": run_id(out_dir, step)}
+        replace_file(Path(out_dir, "run.json"), json.dumps(header, indent=1))
         # open for the whole run, each line written at once
         self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115
         if "tensorboard" in trackers:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(out_dir)
+            first = step + 1 if step else 0
+            self.board = SummaryWriter(out_dir, purge_step=first)  # hides the steps that are done again
         if "wandb" in trackers:
-            try:
-                import wandb
-            except ImportError as error:
-                raise SystemExit(
-                    "trackers: wandb is not installed; pip install wandb, or leave it out of --trackers"
-                ) from error
+            import wandb
+
             project = os.environ.get("WANDB_PROJECT", "nanoR1V")
-            self.wandb = wandb.init(project=project, name=Path(out_dir).name, config=config, dir=out_dir)
+            settings = {"project": project, "name": Path(out_dir).name, "config": config, "dir": out_dir}
+            # the same curve goes on: wandb itself drops the steps that it has already
+            self.wandb = wandb.init(**settings, id=header["id"], resume="allow")
 
     def write(self, record: dict) -> None:
         """One line of metrics.jsonl."""
         if self.rank != 0:
             return
-        self.file.write(json.dumps(record) + "\n")
+        try:
+            self.file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise self.failure("metrics.jsonl", error) from error
         scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         if self.board:
             for name, value in scalars.items():
@@ -471,9 +496,30 @@ class Log:
         entries_of_ranks = all_gather(entries)
         if self.rank != 0:
             return
-        with open(Path(self.out_dir, "rollouts.jsonl"), "a") as file:
-            for entries in entries_of_ranks:
-                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        try:
+            with open(Path(self.out_dir, "rollouts.jsonl"), "a") as file:
+                for entries in entries_of_ranks:
+                    file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        except OSError as error:
+            raise self.failure("rollouts.jsonl", error) from error
+
+    def failure(self, name: str, error: OSError) -> SystemExit:
+        """What ends a run whose log cannot be written."""
+        return SystemExit(
+            f"log: '{Path(self.out_dir, name)}' cannot be written ({error.strerror}); free some space and "
+            "run the same command again: it goes on from the last save"
+        )
+
+
+def run_id(out_dir: str, step: int) -> str:
+    """Eight random characters for wandb; those of the run that is resumed at `step` > 0."""
+    new = os.urandom(4).hex()
+    if step == 0:
+        return new
+    try:
+        return json.loads(Path(out_dir, "run.json").read_text())["id"]
+    except (OSError, ValueError, TypeError, KeyError):  # missing or damaged
+        return new
 
 
 def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:

@@ -229,8 +229,7 @@ if __name__ == "__main__":
     P = prompts_per_step // world
     G = group_size
     S = P * G
-    checkpoint.check_out_dir(out_dir, config, resume, rank)
-    log = common.Log(out_dir, rank, config, trackers)
+    checkpoint.open_folder(config, rank, say)
 
     # -------------------------------------------------------------------------
     # data
@@ -238,6 +237,7 @@ if __name__ == "__main__":
     processor = qwen.load_processor(model)
     tokenizer = processor.tokenizer
     end = qwen.end_ids(processor)
+    base = checkpoint.base_files(model)  # tokenizer, chat template ...: the exports carry them as they are
 
     def encode(row):
         """The prompt of a row as model inputs. BadRow if it cannot be used: the stream takes the next."""
@@ -274,6 +274,7 @@ if __name__ == "__main__":
         net.model.visual.requires_grad_(False)
     if lora_rank:
         qwen.add_lora(net, lora_rank, lora_alpha)
+    checkpoint.check_room(net, config, rank)
     if compile_layers:
         qwen.compile_layers(net)
     if grad_checkpointing:
@@ -336,15 +337,10 @@ if __name__ == "__main__":
         )
         return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
 
-    step = 0
-    if resume:
-        step = checkpoint.load_resume(engine, stream, out_dir, rank, world)
-    if step > 0:
-        if rollout == "vllm":  # its engine has started with the weights of `model`
-            sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
-        say(f"resume: step {step} of {out_dir}")
-    if rank == 0:
-        checkpoint.truncate_logs(out_dir, step)
+    step = checkpoint.resume(engine, net, base, stream, config, rank, say)  # 0: from the start
+    if step > 0 and rollout == "vllm":  # its engine has started with the weights of `model`
+        sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
+    log = common.Log(out_dir, rank, config, trackers, step)
     if eval_source and eval_interval and step == 0:
         log.write({"step": 0} | evaluate())
 
@@ -530,7 +526,7 @@ if __name__ == "__main__":
         log.write(record)
         stopping = stop.anywhere(device)  # a signal to one process stops all
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            checkpoint.save(engine, net, processor, stream, step, config, rank)
+            checkpoint.save(engine, net, base, stream, step, config, rank)
             if rank == 0:  # in the background: the curves should not cost training time
                 report = Path(__file__).with_name("report.py")
                 subprocess.Popen([sys.executable, str(report), out_dir], stdout=subprocess.DEVNULL)

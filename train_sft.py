@@ -101,8 +101,7 @@ if __name__ == "__main__":
     say = print if rank == 0 else lambda *a, **k: None
     common.check_knobs(config, world)
     P = batch_size // world
-    checkpoint.check_out_dir(out_dir, config, resume, rank)
-    log = common.Log(out_dir, rank, config, trackers)
+    checkpoint.open_folder(config, rank, say)
 
     # -------------------------------------------------------------------------
     # data
@@ -110,6 +109,7 @@ if __name__ == "__main__":
     processor = qwen.load_processor(model)
     tokenizer = processor.tokenizer
     end = qwen.end_ids(processor)
+    base = checkpoint.base_files(model)  # tokenizer, chat template ...: the exports carry them as they are
 
     def encode_question(row):
         return data.encode_prompt(
@@ -157,6 +157,7 @@ if __name__ == "__main__":
         net.model.visual.requires_grad_(False)
     if lora_rank:
         qwen.add_lora(net, lora_rank, lora_alpha)
+    checkpoint.check_room(net, config, rank)
     if compile_layers:
         qwen.compile_layers(net)
     if grad_checkpointing:
@@ -194,13 +195,8 @@ if __name__ == "__main__":
         )
         return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
 
-    step = 0
-    if resume:
-        step = checkpoint.load_resume(engine, stream, out_dir, rank, world)
-    if step > 0:
-        say(f"resume: step {step} of {out_dir}")
-    if rank == 0:
-        checkpoint.truncate_logs(out_dir, step)
+    step = checkpoint.resume(engine, net, base, stream, config, rank, say)  # 0: from the start
+    log = common.Log(out_dir, rank, config, trackers, step)
 
     # -------------------------------------------------------------------------
     # the loop
@@ -273,7 +269,7 @@ if __name__ == "__main__":
         log.write(record)
         stopping = stop.anywhere(device)
         if stopping or step == steps or (save_interval and step % save_interval == 0):
-            checkpoint.save(engine, net, processor, stream, step, config, rank)
+            checkpoint.save(engine, net, base, stream, step, config, rank)
         if stopping:
             say(f"stopped by a signal at step {step}; the same command goes on from here")
             break
