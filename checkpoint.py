@@ -18,10 +18,12 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +128,7 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> str:
 
 
 def open_folder(config: dict, rank: int, say=print) -> None:
-    """Make out_dir ours until this process ends, or refuse; writes config.json. ALL RANKS.
+    """Make out_dir ours until this process ends, or refuse. ALL RANKS.
 
     SystemExit, one sentence, if it cannot be written to, if it holds the model, if another run is at work in
     it, or if it holds a run that these knobs do not continue.
@@ -137,11 +139,11 @@ def open_folder(config: dict, rank: int, say=print) -> None:
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
             lock(out_dir, say)
+            tempfile.TemporaryFile(dir=out_dir).close()  # may we write there?
             for left in [*out_dir.glob("step-*.tmp"), *out_dir.glob("resume/step-*.tmp")]:
                 shutil.rmtree(left)  # of a run that was killed
             if config["resume"]:
                 continues(out_dir, config, say)
-            common.replace_file(out_dir / "config.json", json.dumps(config, indent=1))
         except OSError as error:
             raise SystemExit(
                 f"out_dir: cannot write to '{out_dir}' ({error.strerror}); name another folder with --out_dir"
@@ -473,6 +475,7 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
     """Restore the newest state that is whole, and write what the run that was killed had still to write.
 
     Returns its step, 0 if there is none or the knob `resume` is False: then the run in out_dir is removed.
+    From here on out_dir is a run with these knobs: config.json.
     SystemExit, one sentence, if there are states and all are damaged, or if they are of another number of
     processes. ALL RANKS.
     """
@@ -492,6 +495,7 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
             export(model, base, path, config, rank)
     if rank == 0:
         truncate_logs(out_dir, step)
+        common.replace_file(out_dir / "config.json", json.dumps(config, indent=1))
     torch.distributed.barrier()
     return step
 
@@ -539,7 +543,13 @@ def load_tensors(path, map_location="cpu"):
 
     plain = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # what else its states hold
     with torch.serialization.safe_globals(plain):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise SystemExit(
+                f"resume: '{path}' holds something else than numbers, so this program has not written it; "
+                "it was not loaded, as it could run code here"
+            ) from error
 
 
 def start_over(out_dir: Path) -> None:
@@ -561,7 +571,7 @@ def truncate_logs(out_dir: Path, step: int) -> None:
             for line in old:
                 written = step_of_line(line)
                 if written is None:
-                    print(f"resume: dropped an incomplete line of {path}", file=sys.stderr)
+                    print(f"resume: dropped a damaged line of {path}", file=sys.stderr)
                 # a run that starts anew writes its evaluation at step 0 again
                 elif step > 0 and written <= step:
                     new.write(line)
