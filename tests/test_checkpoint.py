@@ -317,8 +317,8 @@ def test_config_says_the_dtype_of_the_weights():
 
 
 def test_too_little_room_is_said_at_the_start(tmp_path, monkeypatch):
-    """A float32 net of 100 weights, 60 of them trained: an export takes 400 bytes, a state 400 + 12 * 60. With
-    5 saves to come, 3 states and 4 exports stand there at once.
+    """A float32 net of 100 weights, 60 of them trained: an export takes 400 bytes, a state 400 + 12 * 60.
+    With 5 saves to come, 3 states and 4 exports stand there at once.
     """
     net = torch.nn.Sequential(torch.nn.Linear(10, 4, bias=False), torch.nn.Linear(10, 6, bias=False))
     net[0].weight.requires_grad_(False)
