@@ -9,6 +9,7 @@ the updates are not empty.
 
 import json
 import math
+import shutil
 import signal
 
 import pytest
@@ -61,12 +62,23 @@ def tmp(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sft(tiny_folder, tmp):
+def base(tiny_folder, tmp):
+    """The tiny model with a generation_config.json as published ones are: transformers reads it and
+    refuses to write it.
+    """
+    folder = tmp / "base"
+    shutil.copytree(tiny_folder(), folder)
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.01, "top_k": 1}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sft(base, tmp):
     """out_dir of the cold start."""
     run(
         [
             *SFT,
-            f"--model={tiny_folder()}",
+            f"--model={base}",
             f"--out_dir={tmp}/sft",
             "--steps=60",
             "--batch_size=16",
@@ -234,9 +246,9 @@ def test_rollouts(whole):
     ]
 
 
-def test_checkpoints(whole, start):
-    """The two newest are kept, they load with transformers alone, and the weights have moved from the
-    start.
+def test_checkpoints(whole, start, base):
+    """The two newest are kept, they load with transformers alone, the weights have moved from the start, and
+    the other files are those of the base model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -251,6 +263,11 @@ def test_checkpoints(whole, start):
     assert len(AutoProcessor.from_pretrained(whole / "step-000006").tokenizer) == len(
         qwen.load_processor(start).tokenizer
     )
+    # everything but the weights is byte for byte that of the base model, two trainings ago
+    names = {path.name for path in base.iterdir()}
+    assert {path.name for path in (whole / "step-000006").iterdir()} == names | {"manifest.json"}
+    for name in names - {"model.safetensors"}:
+        assert (whole / "step-000006" / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_eval(whole, tmp):
