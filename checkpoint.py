@@ -347,7 +347,8 @@ def export(model, base: dict[str, bytes], path: Path, config: dict, rank: int) -
 
     base: the other files of the model that the run started from, see base_files.
     """
-    from transformers import GenerationConfig
+    from huggingface_hub import save_torch_state_dict
+    from transformers.core_model_loading import revert_weight_conversion
 
     untied = {name.replace(".base_layer", "") for name, _ in model.named_parameters()}
     state = {}
@@ -357,9 +358,10 @@ def export(model, base: dict[str, bytes], path: Path, config: dict, rank: int) -
     if rank == 0:
         temporary = path.with_name(path.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        model.generation_config = GenerationConfig()  # transformers refuses to write some that it reads
-        model.save_pretrained(temporary, state_dict=state)
-        (temporary / "generation_config.json").unlink()
+        temporary.mkdir()
+        # under the names of the base model; not save_pretrained, which refuses some configs that it has read
+        state = revert_weight_conversion(model, state)
+        save_torch_state_dict(state, temporary, metadata={"format": "pt"})
         for name, content in base.items():
             if name == "config.json":
                 content = with_dtype(content, config["dtype"])
