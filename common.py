@@ -3,6 +3,7 @@
 Processes and devices, legal values of knobs, the DeepSpeed engine, the learning-rate schedule, signals, logs.
 """
 
+import functools
 import importlib.util
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +28,48 @@ import torch
 # -----------------------------------------------------------------------------
 # processes
 # -----------------------------------------------------------------------------
+
+
+def run(main) -> None:
+    """Call a script's main(). An error that a sentence explains is the last thing on the screen, once.
+
+    With torchrun all processes end by the same sentence, or one does and the others by a broken collective,
+    and then torchrun prints a traceback of its own. It closes its report with what the first process to fail
+    has written to its error file: there goes the sentence.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:  # before the first step, or the second one: no traceback, and no tidying up
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ or getattr(error, "code", "") in (None, 0):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends the others: nothing is to be saved
+        if not first_to_fail():
+            time.sleep(2)  # torchrun takes the one that ended first for the cause
+            sys.exit(1)
+        if isinstance(error, SystemExit):
+            sentence = str(error)
+        elif isinstance(error, torch.OutOfMemoryError):
+            sentence = out_of_memory(error)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+            sentence = f"{type(error).__name__}: {error} (its traceback is above)"
+        message = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+        sys.exit(1)
+
+
+def first_to_fail() -> bool:
+    """Is this the first process of this machine that fails in this attempt of torchrun?"""
+    mark = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parent.parent / "failed"
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def setup(seed: int) -> tuple[int, int, torch.device]:
@@ -65,6 +109,28 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     quiet_libraries()
     sys.excepthook = explain_out_of_memory
     return rank, world, device
+
+
+@functools.cache
+def hub_is_there() -> bool:
+    """Does the Hugging Face hub answer within 5 seconds? If not, its libraries look into their cache alone.
+
+    Else they would ask for each file six times, which takes minutes and a hundred lines.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=5)
+    except (
+        Exception
+    ):  # of the HTTP library, of the name service, of a proxy ...: in any case there is no answer
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are imported later: datasets, vLLM
+        return False
+    return True
 
 
 def cores() -> int:
@@ -133,6 +199,11 @@ class StopSignal:
     def note(self, number, frame):
         if self.seen is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.seen is None and os.environ["RANK"] == "0":
+            line = "stopping: this step is ended and saved; a second Ctrl-C ends at once"
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                line += " (torchrun waits 30 s, or its --shutdown-timeout)"
+            os.write(2, f"{line}\n".encode())  # print could be what was interrupted
         self.seen = number
 
     def anywhere(self, device) -> bool:
@@ -141,23 +212,28 @@ class StopSignal:
 
 
 def explain_out_of_memory(kind, error, trace) -> None:
-    """sys.excepthook: the remedies, in the order of their price, instead of fifty lines of traceback."""
+    """sys.excepthook: the remedies instead of fifty lines of traceback."""
     if not issubclass(kind, torch.OutOfMemoryError):
         return sys.__excepthook__(kind, error, trace)
+    print(out_of_memory(error), file=sys.stderr)
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """What was asked for, the remedies in the order of their price, and where it happened."""
     what = str(error).splitlines()[0].split(". ")[0]
-    print(
+    text = (
         f"memory: {what}. Remedies, cheapest first: grad_checkpointing=True; a smaller micro_tokens; "
         "a smaller vllm_gpu_memory, or vllm_sleep=True; beta=0.0 (no reference model); freeze_vision=True; "
         "zero_stage=2 or 3 on several GPUs; offload_optimizer=True; lora_rank=16. If one long row alone does "
-        "not fit, lower "
-        "max_prompt_length, max_pixels or max_completion_length. Where it happened:",
-        file=sys.stderr,
+        "not fit, lower max_prompt_length, max_pixels or max_completion_length. Where it happened:"
     )
+    trace = error.__traceback__
     while trace:
         code = Path(trace.tb_frame.f_code.co_filename)
         if code.parent == Path(__file__).parent:
-            print(f"    {code.name}, line {trace.tb_lineno}", file=sys.stderr)
+            text += f"\n    {code.name}, line {trace.tb_lineno}"
         trace = trace.tb_next
+    return text
 
 
 # -----------------------------------------------------------------------------
@@ -179,6 +255,10 @@ CHOICES = {
     "template": ("auto", "think", "direct", "box", "zero", "bare", "superclevr", "solve"),  # data.TEMPLATES
     "zero_stage": (0, 1, 2, 3),
 }
+POSITIVE = (  # of the trainers; in other knobs 0 has a meaning
+    "steps", "prompts_per_step", "batch_size", "max_prompt_length", "max_completion_length",
+    "updates_per_rollout", "min_pixels", "max_pixels", "eval_rows", "log_interval",
+)
 # fmt: on
 
 
@@ -197,9 +277,35 @@ def check_choices(config: dict) -> None:
     require(0 <= temperature <= 2, f"temperature: {temperature} is not between 0 and 2")
 
 
+def check_device(config: dict) -> None:
+    """Say what is odd about the device before anything is loaded; SystemExit if it cannot be meant."""
+    if torch.cuda.is_available():
+        return
+    on_purpose = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if torch.version.cuda and not on_purpose:
+        what = f"device: torch is built for CUDA {torch.version.cuda} and sees no GPU"
+        remedy = "look at nvidia-smi (is the driver new enough?)"
+        require(
+            config["dtype"] == "float32",
+            f"{what}; {remedy}, or set --dtype=float32 or CUDA_VISIBLE_DEVICES= to train on the CPU",
+        )
+    if os.environ["RANK"] != "0":
+        return
+    if not torch.version.cuda and shutil.which("nvidia-smi") and not on_purpose:
+        print("device: this torch is built for CPUs; for the GPU of this machine run: bash setup.sh")
+    if config["dtype"] != "float32":
+        print(
+            f"device: no GPU in use, and dtype={config['dtype']} is for GPUs: a model of 2 billion "
+            "parameters takes minutes a step here; configs/tiny_sft.py and configs/tiny.py are for CPUs"
+        )
+
+
 def check_knobs(config: dict, world: int) -> None:
     """SystemExit, before anything expensive starts, if knobs of a trainer do not go together."""
     check_choices(config)
+    for knob in POSITIVE:
+        require(config.get(knob, 1) > 0, f"{knob}: {config.get(knob)} is not above 0")
+    check_device(config)
     for tracker in filter(None, config["trackers"].split(",")):
         require(tracker in ("tensorboard", "wandb"), f"trackers: '{tracker}' is none of tensorboard, wandb")
         require(
@@ -209,8 +315,14 @@ def check_knobs(config: dict, world: int) -> None:
     for knob in ("prompts_per_step", "batch_size"):
         count = config.get(knob, 0)
         what = "prompts" if knob == "prompts_per_step" else "rows"
-        advice = f"do not divide among {world} processes; use a multiple of {world}"
-        require(count % world == 0, f"{knob}: {count} {what} {advice}")
+        less = count - count % world
+        near = [n for n in (less, less + world) if n > 0]
+        legal = [str(n) for n in range(1, min(count, 64) + 1) if count % n == 0]
+        require(
+            count % world == 0,
+            f"{knob}: {count} {what} do not divide among {world} processes; start {', '.join(legal)} "
+            f"of them, or set --{knob}={' or '.join(map(str, near))}",
+        )
     if config["zero_stage"] == 3:
         shards = "whole weights in every process, zero_stage=3 shards them"
         require(

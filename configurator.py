@@ -12,6 +12,8 @@ import re
 import runpy
 from pathlib import Path
 
+SCRIPTS = ("train_grpo.py", "train_sft.py", "eval.py", "distill.py")
+
 
 def configure(namespace: dict, argv: list[str], source: str, rank: int | None = None) -> dict:
     """Apply config files and --key=value from `argv` to `namespace`; returns all knobs in block order.
@@ -34,7 +36,8 @@ def configure(namespace: dict, argv: list[str], source: str, rank: int | None = 
         where, values = read_argument(arg, defaults)
         for name, value in values.items():
             if name not in defaults:
-                raise SystemExit(f"unknown knob '{name}' in {where}; {suggestion(name, defaults)}")
+                advice = other_script(name, where, values, source) or suggestion(name, defaults)
+                raise SystemExit(f"unknown knob '{name}' in {where}; {advice}")
             try:
                 config[name] = fit(value, defaults[name])
             except ValueError as error:
@@ -101,13 +104,31 @@ def run_file(path: str) -> dict:
     """{name: value} of what a config file assigns; not what it imports, defines or marks as private."""
     try:
         values = runpy.run_path(path)
-    except (SyntaxError, NameError) as error:
-        raise SystemExit(f"config file {path} does not run: {type(error).__name__}: {error}") from None
+    except BaseException as error:  # it is a program, which may fail in any way
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
+        raise SystemExit(f"config file {path} does not run: {what}") from None
     assigned = set()
     for node in ast.walk(ast.parse(Path(path).read_bytes())):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             assigned.add(node.id)
     return {k: v for k, v in values.items() if k in assigned and not k.startswith("_")}
+
+
+def other_script(name: str, where: str, values: dict, source: str) -> str:
+    """The advice to run the script beside `source` that knows this knob, and of those most of the values."""
+    best = ""
+    most = 0
+    for script in SCRIPTS:
+        path = Path(source).with_name(script)
+        knobs = find_block(str(path))[1] if path.exists() else {}
+        known = len(knobs.keys() & values.keys())
+        if name in knobs and known > most:
+            best, most = path.name, known
+    if best and where.endswith(".py"):
+        return f"this is a config of {best}: run {best} {where}"
+    return f"it is a knob of {best}" if best else ""
 
 
 def suggestion(name: str, defaults: dict) -> str:

@@ -19,13 +19,15 @@ Shapes: T tokens of a micro-batch, N response tokens among them, V vocabulary, D
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as recompute
 
+import checkpoint
 import common
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -40,23 +42,64 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def check_model_folder(path: str) -> str:
-    """The model_type in path/config.json. Raises SystemExit with the remedy if it is no Qwen-VL checkpoint
-    folder.
+    """The model_type in path/config.json, or "hub id".
+
+    Raises SystemExit with the remedy if it is no Qwen-VL checkpoint folder.
     """
-    config_file = Path(path) / "config.json"
+    folder = Path(path)
+    if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/", "out/")):
+        return "hub id"  # looks like org/name: transformers will fetch it
+    run = folder if folder.is_dir() else folder.parent  # the folder of a run, perhaps
+    exports = checkpoint.complete(run)
+    config_file = folder / "config.json"
+    if exports and (not folder.exists() or not checkpoint.is_model(folder)):
+        raise SystemExit(f"model: '{path}' is no checkpoint; the newest one there is '{exports[-1]}'")
     if not config_file.is_file():
-        if not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "/", "out/")):
-            return "hub id"  # looks like org/name: transformers will fetch it, and say so if it cannot
+        what = f"no config.json in '{path}'" if folder.is_dir() else f"there is no '{path}'"
+        command = command_that_makes(path)
+        remedy = f"make it with: {command}" if command else "name a checkpoint folder or a hub id"
+        raise SystemExit(f"model: {what}; {remedy}")
+    try:
+        family = json.loads(config_file.read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
         raise SystemExit(
-            f"model: no config.json in '{path}'; name a checkpoint folder or a hub id, "
-            f"or make the tiny model with: python qwen.py {path}"
-        )
-    family = json.loads(config_file.read_text()).get("model_type")
+            f"model: '{config_file}' cannot be read ({error}); copy the checkpoint anew"
+        ) from error
     if family not in FAMILIES:
         raise SystemExit(
             f"model: '{path}' is a '{family}' checkpoint; this code trains {', '.join(FAMILIES)}"
         )
     return family
+
+
+def command_that_makes(path: str) -> str:
+    """The command in the head of one of our configs that makes this model or checkpoint; "" without one."""
+    for config in sorted(Path(__file__).parent.glob("configs/*.py")):
+        text = config.read_text(encoding="utf-8")
+        if re.search(rf"python qwen.py {re.escape(path)}\s", text):
+            return f"python qwen.py {path}"
+        out_dir = re.search(r'^out_dir = "(.+)"$', text, re.MULTILINE)
+        if out_dir and Path(path).parent == Path(out_dir[1]):
+            return re.search(rf"((torchrun|python) [^&\n]*configs/{config.name})", text)[1]
+    return ""
+
+
+def load_from(path: str, load):
+    """load(path); SystemExit with one sentence if the checkpoint there cannot be loaded."""
+    is_hub_id = check_model_folder(path) == "hub id"
+    reachable = not is_hub_id or common.hub_is_there()
+    try:
+        return load(path)
+    except Exception as error:  # of transformers, tokenizers, safetensors, the hub ...: each has its own
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if not reachable:
+            raise SystemExit(
+                f"model: '{path}' is not on this machine, and the hub cannot be reached; name a folder that "
+                "holds it, set HF_ENDPOINT to a mirror, or download it elsewhere into the cache (HF_HOME)"
+            ) from error
+        why = " ".join(str(error).split())[:300]
+        raise SystemExit(f"model: '{path}' cannot be loaded ({type(error).__name__}: {why})") from error
 
 
 def load_model(
@@ -68,9 +111,20 @@ def load_model(
     from transformers import AutoModelForImageTextToText
 
     common.check_choices({"dtype": dtype, "attn": attn})
-    check_model_folder(path)
     kernel = attention_kernel(attn, dtype, str(device))
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    if Path(path, "manifest.json").is_file():  # an export of ours
+        wrong = checkpoint.damage(Path(path))
+        if wrong:
+            raise SystemExit(f"model: '{path}' is damaged: {wrong}; take another checkpoint")
+    say(f"model: loading '{path}'")
+    settings = {"dtype": DTYPES[dtype], "attn_implementation": "sdpa", "trust_remote_code": False}
+    settings["output_loading_info"] = True
+    model, info = load_from(path, lambda path: AutoModelForImageTextToText.from_pretrained(path, **settings))
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise SystemExit(
+            f"model: '{path}' lacks {len(missing)} of its weights ({missing[0]}, ...); copy it anew"
+        )
     register_attention()
     model.config._attn_implementation = f"segments_flash_{kernel}"  # from_pretrained takes no name of ours
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -129,8 +183,7 @@ def load_processor(path: str):
     """Tokenizer, image processor and chat template of a checkpoint folder."""
     from transformers import AutoProcessor
 
-    check_model_folder(path)
-    return AutoProcessor.from_pretrained(path)
+    return load_from(path, lambda path: AutoProcessor.from_pretrained(path, trust_remote_code=False))
 
 
 def end_ids(processor) -> list[int]:
@@ -634,7 +687,7 @@ class Policy(nn.Module):
         chunks = math.ceil(batch.get("logit_tokens", len(hidden)) / chunk)
         logps, entropies = [], []
         for h, t in zip(hidden.tensor_split(chunks), batch["target"].tensor_split(chunks), strict=True):
-            logp, entropy = checkpoint(score, h, t, use_reentrant=False)
+            logp, entropy = recompute.checkpoint(score, h, t, use_reentrant=False)
             logps.append(logp)
             entropies.append(entropy)
         return torch.cat(logps), torch.cat(entropies)

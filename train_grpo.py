@@ -215,7 +215,7 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
     return (old_logp - rollout_logp).exp().clamp_max(cap).detach()
 
 
-if __name__ == "__main__":
+def main():
     config = configure(globals(), sys.argv[1:], __file__)
     part_weights = rewards.check_weights(reward_weights)
     scorer = rewards.Scorer(reward_workers)  # first of all: its processes must not inherit a GPU or an engine
@@ -299,6 +299,7 @@ if __name__ == "__main__":
     on_gpu = device.type == "cuda"
     sleeps = rollout == "vllm" and vllm_sleep and on_gpu
     if rollout == "vllm":
+        say("vllm: starting the engine; half a minute on a CPU, up to two on a GPU", flush=True)
         longest = max_prompt_length + max_completion_length
         limits = data.processor_limits(processor, max_pixels)
         settings = {"gpu_memory": vllm_gpu_memory, "seed": seed, "cuda": on_gpu, "sleep": sleeps}
@@ -342,6 +343,7 @@ if __name__ == "__main__":
         sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
     log = common.Log(out_dir, rank, config, trackers, step)
     if eval_source and eval_interval and step == 0:
+        say(f"evaluation: {eval_n} held-out rows, before the first step", flush=True)
         log.write({"step": 0} | evaluate())
 
     # -------------------------------------------------------------------------
@@ -537,3 +539,7 @@ if __name__ == "__main__":
     say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
     scorer.close()
     common.finish(llm)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -90,7 +90,7 @@ trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics
 # fmt: on
 
 
-if __name__ == "__main__":
+def main():
     config = configure(globals(), sys.argv[1:], __file__)
     scorer = rewards.Scorer(0)  # of the held-out rows, in this process
 
@@ -277,3 +277,7 @@ if __name__ == "__main__":
     say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
     scorer.close()
     common.finish()
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -12,6 +12,7 @@ distribution, reproducibly.
 import copy
 import functools
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch
 import transformers
 from PIL import Image
 
+import checkpoint
 import common
 import data
 import qwen
@@ -493,7 +495,7 @@ def test_load_errors_name_the_remedy(tmp_path, tiny_folder):
     for load in (qwen.load_model, qwen.load_processor):
         with pytest.raises(
             SystemExit,
-            match=f"^model: no config.json in '{folder}'; name a checkpoint .* python qwen.py {folder}$",
+            match=f"^model: there is no '{folder}'; name a checkpoint folder or a hub id$",
         ):
             load(folder)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -509,6 +511,81 @@ def test_load_errors_name_the_remedy(tmp_path, tiny_folder):
         qwen.load_model(tiny_folder(), attn="varlen")
     with pytest.raises(SystemExit, match="^family: 'gpt2' is none of qwen2_vl"):
         qwen.build_tiny(str(tmp_path), [], "gpt2")
+
+
+def test_a_damaged_checkpoint_ends_in_one_sentence(tmp_path, tiny_folder):
+    """Transformers itself would fill a weight that is missing with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    def refused(damage, *words):
+        folder = tmp_path / damage.__name__
+        shutil.copytree(tiny_folder(), folder)
+        damage(folder)
+        with pytest.raises(SystemExit) as stopped:
+            qwen.load_processor(str(folder))
+            qwen.load_model(str(folder))
+        sentence = str(stopped.value)
+        assert "\n" not in sentence and all(word in sentence for word in (str(folder), *words)), sentence
+
+    def empty_config(folder):
+        (folder / "config.json").write_text("")
+
+    def list_config(folder):
+        (folder / "config.json").write_text("[]")
+
+    def cut_weights(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def no_weights(folder):
+        (folder / "model.safetensors").unlink()
+
+    def one_weight_missing(folder):
+        weights = load_file(folder / "model.safetensors")
+        del weights[sorted(weights)[3]]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    def no_tokenizer(folder):
+        (folder / "tokenizer.json").unlink()
+
+    def flipped_bit(folder):
+        path = folder / "model.safetensors"
+        checkpoint.write_manifest(folder, [path])
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    refused(empty_config, "config.json' cannot be read")
+    refused(list_config, "config.json' cannot be read")
+    refused(cut_weights, "cannot be loaded")
+    refused(no_weights, "cannot be loaded", "model.safetensors")
+    refused(one_weight_missing, "lacks 1 of its weights")
+    refused(no_tokenizer, "cannot be loaded")
+    refused(flipped_bit, "is damaged: model.safetensors is not what was written")
+
+
+def test_a_missing_model_is_told_how_to_make_it(tmp_path, monkeypatch):
+    """The path of one of our own configs, or a checkpoint that a run has not or no longer."""
+
+    def told(path):
+        with pytest.raises(SystemExit) as stopped:
+            qwen.check_model_folder(path)
+        return str(stopped.value)
+
+    monkeypatch.chdir(tmp_path)  # where out/ is empty
+    command = "torchrun --nproc_per_node=2 train_sft.py configs/tiny_sft.py"
+    assert told("out/tiny_sft/step-000450").endswith(
+        f"there is no 'out/tiny_sft/step-000450'; make it with: {command}"
+    )
+    assert qwen.command_that_makes("out/clevr/step-000100").endswith("train_grpo.py configs/clevr.py")
+    assert qwen.command_that_makes("out/tiny") == "python qwen.py out/tiny"
+    assert qwen.command_that_makes("out/else/step-000100") == ""
+    run = tmp_path / "run"
+    (run / "step-000020").mkdir(parents=True)
+    (run / "step-000100").mkdir()
+    (run / "config.json").write_text('{"steps": 100}')
+    for path in (run, run / "step-000400"):
+        assert f"'{path}' is no checkpoint; the newest one there is '{run}/step-000100'" in told(str(path))
 
 
 # -----------------------------------------------------------------------------
