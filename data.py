@@ -4,7 +4,7 @@ A row is a plain dict, whatever it was made from:
 
     id           "clevr/17"
     images       [PIL.Image]                    may be empty or hold several
-    problem      "How many items are there in the image?"
+    problem      "How many items are there in the image?"; <image> in it: where a picture belongs in the text
     solution     "3"                            the bare answer; a box is JSON in pixels of the original image
     task         "count"                        chooses the verifier (rewards.py)
     thinking     "red cube, blue sphere, ..."   what SFT imitates, or None
@@ -23,15 +23,18 @@ Rows come from a source, named by a knob:
     leonardPKU/clevr_cogen_a_train              a hub id
     clevr:0.5,geoqa:0.3,my.jsonl:0.2            several sources by weight
 
-A row that is of no use (broken image, no answer, prompt too long) raises BadRow; Stream skips and counts it.
+A row that is of no use (broken image, no answer, unknown task, prompt too long) raises BadRow; Stream skips
+and counts it. All of a row is checked here, so that nothing behind (scorer, logs) meets what it cannot take.
 A prompt is never cut: cutting image tokens breaks the model, cutting text changes the question.
 """
 
 import base64
 import bisect
+import decimal
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -39,13 +42,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from rewards import own_parts
 from tasks import scenes
 from tasks.adapters import (
     ADAPTERS,
+    BAD_RECORD,
     HUBS,
     Adapter,
     bare,
@@ -55,7 +59,7 @@ from tasks.adapters import (
     reference_box,
     split_names,
 )
-from tasks.grading import scale_box
+from tasks.grading import VERIFIERS, scale_box
 
 # One instruction per template; these are the legal values of the knob `template`, beside "auto".
 # "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
@@ -107,10 +111,30 @@ COLUMNS = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Images in one prompt. vLLM wants to know the limit when it starts, and it costs nothing to name a high one.
 MAX_IMAGES = 16
+# Width * height of one image, checked before it is decoded: phones take 50 million pixels, and a file of 20
+# KB can hold 169. Decoded, a pixel takes 4 bytes: 256 MB, in each of up to eight threads.
+MAX_IMAGE_PIXELS = 64_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limits, a warning and an error: ours is lower and names the size
+# What may be opened: still pictures that Pillow decodes by itself (for EPS it would run ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is in newer versions of Pillow only
+IMAGE_MARK = "<image>"  # in a problem: an image of the row belongs here
+# By these a column that holds pictures or video is known.
+PICTURE_NAME = re.compile("img|image|picture|photo|video|clip|frame", re.IGNORECASE)
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+VIDEO_FILES = (".mp4", ".webm", ".mov", ".avi", ".mkv")
+PICTURE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 
 
 class BadRow(Exception):
-    """A row that cannot be used; the message says why."""
+    """A row that cannot be used; the message, one printable line, says why."""
+
+    def __init__(self, message: str):
+        # it may quote the row: a long one is cut, and what a terminal or a log cannot take is escaped
+        if len(message) > 600:
+            message = f"{message[:300]} ... {message[-300:]}"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 # -----------------------------------------------------------------------------
@@ -223,6 +247,8 @@ class Rows:
         adapter: Adapter | None = None,
         roots: tuple = (),
     ):
+        if task not in VERIFIERS:
+            raise SystemExit(f"task: '{task}' is none of {', '.join(sorted(VERIFIERS))}")
         self.records = records
         self.name = name
         self.task = task
@@ -240,21 +266,38 @@ class Rows:
         self.columns = {}  # field -> the column that holds it, or None
         for field, usual in COLUMNS.items():
             found = next((column for column in usual if column in present), None)
-            self.columns[field] = self.chosen.get(field) or found
+            self.columns[field] = self.chosen.get(field, found) or None
+        # a row's images come from the first of these that holds any
+        self.image_columns = [column for column in COLUMNS["images"] if column in present]
+        if "images" in self.chosen:
+            self.image_columns = [self.chosen["images"]]
         # CLEVR's scene files hold no questions: ask for the number of objects
         self.count_scene = self.columns["problem"] is None and "objects" in present
         given = self.adapter_fields(present)
         if not self.count_scene:
             self.require_columns(given, present)
+        # columns that nothing reads; what an adapter or the user (--columns=images=...) leaves out is meant
+        self.unread = []
+        if not adapter and "images" not in self.chosen:
+            read = {*self.columns.values(), *self.image_columns, "objects" if self.count_scene else ""}
+            self.unread = [column for column in present if column not in read]
+        self.refuse_unread_pictures()
 
     def chosen_columns(self, columns: str, present) -> dict[str, str]:
-        """{"solution": "label"} of "solution=label". SystemExit for an unknown field or a missing column."""
-        chosen = dict(pair.split("=", 1) for pair in columns.split(",") if pair)
-        unknown = set(chosen) - set(COLUMNS)
-        if unknown:
-            raise SystemExit(f"columns: {sorted(unknown)[0]} is none of {', '.join(COLUMNS)}")
+        """{"solution": "label"} of "solution=label"; "images=" chooses no column: the rows have no images.
+
+        SystemExit for a pair that is none, an unknown field or a missing column.
+        """
+        chosen = {}
+        for pair in filter(None, columns.split(",")):
+            field, sign, column = (word.strip() for word in pair.partition("="))
+            if not sign or (not column and field != "images"):
+                raise SystemExit(f"columns: '{pair}' is no field=column pair, as in solution=label")
+            if field not in COLUMNS:
+                raise SystemExit(f"columns: {field} is none of {', '.join(COLUMNS)}")
+            chosen[field] = column
         for field, column in chosen.items():
-            if column not in present:
+            if column and column not in present:
                 raise SystemExit(
                     f"data: '{self.name}' has no column '{column}' (columns: {field}={column}); "
                     f"it has {', '.join(map(str, present))}"
@@ -278,9 +321,49 @@ class Rows:
                         f"so it is another data set than its adapter expects ({self.adapter.get}); "
                         f"it has {', '.join(map(str, present))}"
                     ) from error
-            except (ValueError, TypeError, SyntaxError):
+                # else this record alone lacks it
+            except BAD_RECORD:
                 continue  # a bad record says nothing about the columns: the next one may be good
         return set()
+
+    def refuse_unread_pictures(self) -> None:
+        """SystemExit if there is no image column, but pictures or video in a column that nothing reads."""
+        if not self.unread or self.image_columns:
+            return
+        for i in range(min(20, len(self.records))):
+            try:
+                found = self.unread_pictures(self.record(i))
+            except BadRow:
+                continue  # named when its turn comes
+            if found:
+                raise SystemExit(f"data: '{self.name}' has {found}")
+
+    def unread_pictures(self, record: dict) -> str:
+        """What a record without images has in a column that nothing reads, and the remedy; "" if nothing."""
+        if not self.unread or not is_empty(self.image_source(record)):
+            return ""
+        for column in self.unread:
+            value = record.get(column)
+            kind = picture_kind(value)
+            if not kind:
+                continue
+            if not PICTURE_NAME.search(column) and (
+                self.image_columns or (isinstance(value, str) and self.find_image(value) is None)
+            ):
+                continue  # without a telling name, a remark: beside an image column, or of a file not here
+            remedy = f"name it with --columns=images={column}"
+            if kind == "video":
+                remedy = "video is not supported: leave these rows out"
+            return (
+                f"{kind} in the column '{column}', which is not read; {remedy} "
+                "(--columns=images= goes without)"
+            )
+        return ""
+
+    def image_source(self, record: dict):
+        """What a record has for images: in the first of the image columns that holds anything; else None."""
+        values = (record.get(column) for column in self.image_columns)
+        return next((value for value in values if not is_empty(value)), None)
 
     def require_columns(self, given: set[str], present) -> None:
         """SystemExit if problem or solution has no column and is not `given` by the adapter either."""
@@ -299,102 +382,152 @@ class Rows:
             raise IndexError(i)
         fields = self.read_fields(i)
         row_id = fields["id"]
-        if fields["problem"] in (None, ""):
+        try:
+            # a ValueError of these says in its own words what is wrong with the row
+            reward_func = plain(fields["reward_func"])
+            fields["reward_func"] = None if is_absent(reward_func) else reward_func or None
+            parts = own_parts(fields["reward_func"])
+            task, template = self.task_and_template(fields)
+            solution = solution_text(fields["solution"], task)
+            problem = text_of(fields["problem"], "problem")
+            thinking = text_of(fields["thinking"], "thinking")
+            options = option_texts(fields["options"])
+            labels = label_texts(fields["labels"])
+            if "iou" in parts:
+                reference_box(solution)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"row {row_id}: {error}") from error
+        if not problem.replace(IMAGE_MARK, "").strip():
             raise BadRow(f"row {row_id} has no problem")
-        # published sets store "<answer> 3 </answer>"
-        solution = "" if fields["solution"] is None else bare(fields["solution"])
         if not solution:
             raise BadRow(f"row {row_id} has no answer")
-        task, template = self.task_and_template(fields)
-        try:
-            own_parts(fields["reward_func"])
-            if task == "grounding":
-                solution = json.dumps(reference_box(solution))
-        except ValueError as error:
-            raise BadRow(f"row {row_id}: {error}") from error
         images = self.open_images(fields["images"], row_id)
-        options = option_texts(fields["options"])
+        problem = with_options(problem, options)
+        marks = problem.count(IMAGE_MARK)
+        if marks not in (0, len(images)):
+            raise BadRow(f"row {row_id}: {marks} {IMAGE_MARK} in the problem for {len(images)} images")
         return {
             "id": row_id,
             "images": images,
-            "problem": with_options(str(fields["problem"]), options),
+            "problem": without_leading_marks(problem),
             "solution": solution,
             "task": task,
-            "thinking": fields["thinking"] or None,
+            "thinking": thinking or None,
             "options": options,
-            "labels": label_texts(fields["labels"]),
+            "labels": labels,
             "template": template,
-            "reward_func": fields["reward_func"] or None,
+            "reward_func": fields["reward_func"],
         }
+
+    def record(self, i: int) -> dict:
+        """Record i as the source has it. Raises BadRow for what is none."""
+        try:
+            record = self.records[i]
+        except ValueError as error:  # a text in a table that is not UTF-8, for example
+            raise BadRow(f"row {self.name}:{i} cannot be read ({error})") from error
+        if not isinstance(record, dict):
+            raise BadRow(f"row {self.name}:{i} is a {type(record).__name__} and no record with columns")
+        return record
 
     def read_fields(self, i: int) -> dict:
         """The fields of row i as its record has them, unchecked; only the id is ready. Raises BadRow."""
-        record = self.records[i]
+        place = f"{self.name}:{i}"
+        record = self.record(i)
         fields = {field: record.get(column) if column else None for field, column in self.columns.items()}
+        fields["id"] = row_name(fields["id"], place)
+        fields["images"] = self.image_source(record)
         fields["template"] = None
+        unread = self.unread_pictures(record)
+        if unread:
+            raise BadRow(f"row {fields['id']} has {unread}")
         if self.count_scene:
+            objects = record.get("objects")
             fields["problem"] = "How many items are there in the image?"
-            fields["solution"] = len(record["objects"])
-        row_id = f"{self.name}:{i}" if fields["id"] is None else str(fields["id"])
+            fields["solution"] = len(objects) if isinstance(objects, list) else None
         if self.adapter.row:
             try:
                 fields |= self.adapter.row(record)
-            except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
+            except BAD_RECORD as error:
                 # a plain ValueError is the adapter's own words, anything else needs its name to be understood
                 kind = "" if type(error) is ValueError else f"{type(error).__name__} "
-                raise BadRow(f"row {row_id}: {kind}{error}") from error
+                raise BadRow(f"row {fields['id']}: {kind}{error}") from error
             fields |= {field: record.get(column) for field, column in self.chosen.items()}
-            if fields["id"] is not None:
-                row_id = str(fields["id"])
-        fields["id"] = row_id
+            fields["id"] = row_name(fields["id"], place)
         return fields
 
     def task_and_template(self, fields: dict) -> tuple[str, str | None]:
-        """The verifier and the prompt of a row: its own, else those of the knob or the published set."""
-        task = fields["task"]
+        """The verifier and the prompt of a row: its own, else those of the knob or the published set.
+
+        Raises ValueError for a task that nobody can verify.
+        """
+        task = text_of(fields["task"], "task").strip().lower()
         if not task:
             task = self.adapter.task if self.task == "auto" else self.task
-        if task == "auto" and fields["reward_func"] == "iou":
+        if task not in VERIFIERS:
+            raise ValueError(f"task '{task}' is none of {', '.join(sorted(VERIFIERS))}")
+        if task == "auto" and fields["reward_func"] in ("iou", ["iou"]):
             return "grounding", fields["template"] or "box"
         return task, fields["template"] or self.adapter.template
 
     def open_images(self, sources, row_id: str) -> list[Image.Image]:
-        """The images of a row, whose record holds a list of them, a single one or none."""
+        """The images of a row, whose record holds a list of them (or its JSON as a text), one or none.
+
+        Raises BadRow for more than MAX_IMAGES, before any is opened, and for a gap in a list.
+        """
+        sources = plain(sources)
+        if isinstance(sources, str) and sources.startswith("["):
+            sources = json_list(sources)
+        if is_empty(sources):
+            return []
         if not isinstance(sources, list | tuple):
             sources = [sources]
-        return [self.open_image(source, row_id) for source in sources if source is not None and source != ""]
+        if len(sources) > MAX_IMAGES:
+            raise BadRow(f"row {row_id}: {len(sources)} images, more than {MAX_IMAGES}")
+        for number, source in enumerate(sources, 1):
+            if is_empty(source):
+                raise BadRow(f"row {row_id}: image {number} of {len(sources)} is missing")
+        return [self.open_image(source, row_id) for source in sources]
 
     def open_image(self, source, row_id: str) -> Image.Image:
         """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image.
 
-        Raises BadRow naming what is wrong.
+        Of an animation it is the first. Raises BadRow naming what is wrong.
         """
+        if isinstance(source, dict):  # the Hugging Face image layout
+            source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+        if isinstance(source, bytes):
+            file = io.BytesIO(source)
+        elif isinstance(source, str | Path):
+            file = self.find_image(source)
+            if file is None:
+                raise BadRow(
+                    f"row {row_id}: image file {self.image_root / source} not found "
+                    "(--image_root is the folder the paths start from)"
+                )
+        elif isinstance(source, Image.Image):
+            return source.convert("RGB")
+        else:
+            kind = type(source).__name__
+            raise BadRow(
+                f"row {row_id}: broken image (a {kind} where a path or the bytes of a file are meant)"
+            )
         try:
-            if isinstance(source, Image.Image):
-                return source.convert("RGB")
-            if isinstance(source, dict):  # the Hugging Face image layout
-                source = source["bytes"] if source.get("bytes") is not None else source.get("path")
-            if isinstance(source, bytes):
-                return Image.open(io.BytesIO(source)).convert("RGB")
-            path = self.find_image(source)
-            if path:
-                return Image.open(path).convert("RGB")
-        except (
-            OSError,
-            UnidentifiedImageError,
-            ValueError,
-            TypeError,
-            SyntaxError,  # what Pillow raises on some broken PNGs
-            Image.DecompressionBombError,
-        ) as error:
+            with Image.open(file, formats=FORMATS) as image:  # reads the header alone
+                if image.width * image.height <= MAX_IMAGE_PIXELS:
+                    return image.convert("RGB")
+                size = f"{image.width} x {image.height}"
+        except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
             raise BadRow(f"row {row_id}: broken image ({type(error).__name__}: {str(error)[:80]})") from error
         raise BadRow(
-            f"row {row_id}: image file {self.image_root / source} not found "
-            "(--image_root is the folder the paths start from)"
+            f"row {row_id}: image of {size} pixels, more than {MAX_IMAGE_PIXELS / 1e6:.0f} million; "
+            "make a smaller copy of it"
         )
 
-    def find_image(self, source: str) -> Path | None:
-        """Where the image file of that path is, None if it is in no place that the path may mean."""
+    def find_image(self, source: str | Path) -> Path | None:
+        """Where the image file of that path is, None if it is in no place that the path may mean.
+
+        A regular file, that is: a device or a pipe could be read for ever.
+        """
         parts = Path(source).parts
         # Published lists start their paths at a folder of their authors:
         # without it, or without the next one, the file may be here.
@@ -406,29 +539,140 @@ class Rows:
         words = str(source).split("_")
         split = words[-2] if len(words) > 1 else words[0]
         places.append(self.folder.parent / "images" / split / source)
-        return next((place for place in places if place.is_file()), None)
+        try:
+            return next((place for place in places if place.is_file()), None)
+        except (OSError, ValueError):  # no name that a file can have: too long, or with a NUL
+            return None
 
 
 def column_names(records):
     """The columns of a table; of JSON records those of all, as the first may be the one without an image."""
     named = getattr(records, "column_names", None)
-    return named or list(dict.fromkeys(itertools.chain.from_iterable(records)))
+    if named:
+        return named
+    columns = itertools.chain.from_iterable(record for record in records if isinstance(record, dict))
+    return list(dict.fromkeys(columns))
+
+
+def plain(value):
+    """The value without numpy: a scalar as Python's own, an array as a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def is_absent(value) -> bool:
+    """None, or the NaN that pandas writes where there is none."""
+    return value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value))
+
+
+def is_empty(value) -> bool:
+    """Is nothing there: absent, or a text or list without content?"""
+    value = plain(value)
+    return is_absent(value) or (isinstance(value, str | list | tuple) and len(value) == 0)
+
+
+def text_of(value, what: str, number: bool = False) -> str:
+    """A text of a record, "" if it is absent; `number`: a number will do as well.
+
+    Raises ValueError, which calls it `what`, for values of another kind, and for a text that no file or
+    tokenizer takes.
+    """
+    value = plain(value)
+    if is_absent(value):
+        return ""
+    if number and isinstance(value, int | float | decimal.Decimal):
+        # no answer or name has more digits; Python refuses to write a whole number of 4,300
+        if not abs(value) < 1e100:
+            raise ValueError(f"the {what} is infinite or has more than 100 digits")
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"the {what} is a {type(value).__name__} where a text is meant")
+    if re.search(r"[\0\ud800-\udfff]", value):
+        raise ValueError(f"the {what} holds a NUL or half a character (a lone surrogate)")
+    return value
+
+
+def row_name(given, place: str) -> str:
+    """The id that a record has, else its `place` in the source. BadRow if no file can hold it."""
+    try:
+        return place if is_empty(given) else text_of(str(given), "id")
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"row {place}: {error}") from error
+
+
+def solution_text(solution, task: str) -> str:
+    """The bare answer; "" if there is none. A list is several accepted answers, a point, or a box as JSON.
+
+    Raises ValueError for what is no answer (text_of), or no box where the task is grounding.
+    """
+    solution = plain(solution)
+    if is_empty(solution):
+        return ""
+    if task == "grounding":
+        return json.dumps(reference_box(solution))
+    if isinstance(solution, list | tuple):
+        answers = [text_of(answer, "solution", number=True) for answer in solution]
+        if "" in answers:
+            raise ValueError("one of the accepted answers is empty")
+        return str(solution)
+    # published sets store "<answer> 3 </answer>"
+    return bare(text_of(solution, "solution", number=True))
 
 
 def option_texts(options) -> list[str] | None:
-    """["cat", "dog"] of such a list or of {"A": "cat", "B": "dog"}; None if there are no options."""
+    """["cat", "dog"] of such a list or of {"A": "cat", "B": "dog"}; None if there are no options.
+
+    Raises ValueError for a gap, for more options than letters, and for what is no text (text_of).
+    """
+    options = plain(options)
     if isinstance(options, dict):
-        options = list(options.values())
-    if not options or not isinstance(options, list | tuple):
+        options = options.values()
+    elif not isinstance(options, list | tuple):
         return None
-    return [str(text) for text in options]
+    options = list(options)
+    while options and is_absent(options[-1]):
+        options.pop()  # parquet gives all rows the keys A to E, and null where there are fewer options
+    if len(options) > len(LETTERS):
+        raise ValueError(f"{len(options)} options, more than there are letters")
+    if any(map(is_absent, options)):
+        raise ValueError("an option before the last is missing")
+    return [text_of(text, "option", number=True) for text in options] or None
 
 
 def label_texts(labels) -> dict[str, str]:
-    """The labels that have a value, as texts."""
+    """The labels that have a value, as texts. Raises ValueError for what cannot be written to a file."""
     if not isinstance(labels, dict):
         return {}
-    return {name: str(value) for name, value in labels.items() if value is not None}
+    there = {name: plain(value) for name, value in labels.items() if not is_absent(plain(value))}
+    return {text_of(str(name), "label"): text_of(str(value), "label") for name, value in there.items()}
+
+
+def json_list(text: str) -> list | str:
+    """The list that a text like '["a.png", "b.png"]' holds; the text itself if it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def picture_kind(value) -> str:
+    """What a value holds, by the suffix of a path or the first bytes of a file: "pictures", "video" or ""."""
+    value = plain(value)
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, dict):  # the Hugging Face image layout
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, Image.Image):
+        return "pictures"
+    if isinstance(value, bytes):
+        if value.startswith(PICTURE_BYTES) or value[8:12] in (b"WEBP", b"avif", b"heic"):
+            return "pictures"
+        return "video" if value[4:8] == b"ftyp" and value[8:11] != b"M4A" else ""  # MP4, and not its sound
+    if not isinstance(value, str) or "\n" in value:
+        return ""
+    if value.lower().endswith(VIDEO_FILES):
+        return "video"
+    is_picture = value.lower().endswith(PICTURE_FILES) or value.startswith("data:image/")
+    return "pictures" if is_picture else ""
 
 
 def with_options(problem: str, options: list[str] | None) -> str:
@@ -439,6 +683,12 @@ def with_options(problem: str, options: list[str] | None) -> str:
     if re.search(first_choice, problem):
         return problem
     return problem + "".join(f"\n({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+
+
+def without_leading_marks(problem: str) -> str:
+    """The problem without its image marks if all stand before the text, where images come anyway."""
+    rest = re.sub(rf"^(?:\s*{IMAGE_MARK})+\s*", "", problem)
+    return problem if IMAGE_MARK in rest else rest
 
 
 def seeded_order(items, seed: str, shuffle: bool) -> list:
@@ -540,7 +790,7 @@ def load_rows(
 ) -> Rows | Mixture:
     """The rows of a source (see the module's docstring).
 
-    columns     "solution=label,problem=text" where the names are not among COLUMNS
+    columns     "solution=label,problem=text" where the names are not among COLUMNS; "images=": no images
     image_root  folder that relative image paths start from; default: the file's own
     task        the task of rows that do not name one; "auto": by their solution
 
@@ -618,7 +868,7 @@ def scene_records(spec: str) -> SceneRecords:
 
 
 def build_prompt(row: dict, template: str = "auto") -> list[dict]:
-    """Chat messages of a row, images before text.
+    """Chat messages of a row: images before text, or in it where the problem has an <image> for each.
 
     `template` is a key of TEMPLATES; "auto": the row's own, else "think".
     """
@@ -629,8 +879,15 @@ def build_prompt(row: dict, template: str = "auto") -> list[dict]:
     text = TEMPLATES[template].format(problem=row["problem"])
     if not wants_number(row):
         text = text.replace("final answer (number)", "final answer")
-    content = [{"type": "image"} for _ in row["images"]]
-    content.append({"type": "text", "text": text})
+    pieces = text.split(IMAGE_MARK)
+    if len(pieces) != len(row["images"]) + 1:  # not marked, the usual case
+        pieces = [""] * len(row["images"]) + [text]
+    content = []
+    for number, piece in enumerate(pieces):
+        if number:
+            content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
     messages = [{"role": "user", "content": content}]
     if template == "zero":
         messages.insert(0, {"role": "system", "content": ZERO_SYSTEM})
@@ -703,16 +960,19 @@ def encode_prompt(
     image_grid_thw  (images, 3): patches of each image in time, height and width, or None
 
     Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included), has more than
-    MAX_IMAGES images or one that cannot be resized.
+    MAX_IMAGES images or one that cannot be resized, or a text of it holds a special token of the tokenizer.
     """
     tokenizer, image_processor = processor.tokenizer, processor.image_processor
+    refuse_special_tokens(row, tokenizer)
     messages = build_prompt(row, template)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     placeholder = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     images = list(row["images"])
     if token_ids.count(placeholder) != len(images):
-        raise BadRow(f"row {row['id']}: the text of the problem contains an image placeholder token")
+        raise BadRow(
+            f"row {row['id']}: the chat template makes no placeholder of each of {len(images)} images"
+        )
     if len(images) > MAX_IMAGES:
         raise BadRow(f"row {row['id']}: {len(images)} images, more than {MAX_IMAGES}")
 
@@ -743,6 +1003,19 @@ def encode_prompt(
         "pixel_values": pixels,
         "image_grid_thw": grid,
     }
+
+
+def refuse_special_tokens(row: dict, tokenizer) -> None:
+    """BadRow if a text of the row holds a special token, such as <|im_end|>: it would act and not be read.
+
+    <think> and the like are added tokens but not special ones.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for field in ("problem", "solution", "thinking"):
+        text = row.get(field) or ""
+        found = next((token for token in special if token in text), None)
+        if found:
+            raise BadRow(f"row {row['id']}: the {field} holds {found}, a special token of the model")
 
 
 def expand_placeholders(token_ids: list[int], placeholder: int, counts: list[int]) -> list[int]:
@@ -840,6 +1113,7 @@ class Stream:
         self.per_epoch = len(rows) // world
         self.cursor = 0
         self.skipped = 0
+        self.warned = False  # that a large share was skipped
         self.order = []  # of the rows, in the epoch that the last row was of
         self.order_epoch = -1
         self.pending = None  # the future of the prompts that are being prepared
@@ -898,12 +1172,21 @@ class Stream:
             self.prepare(n)
         prompts, self.cursor, problems = self.pending.result()
         for problem in problems:
-            # name the first ones; the count is in every log line
-            if self.skipped < 5 or self.skipped % 1000 == 0:
-                self.say(f"data: skipped (number {self.skipped + 1}): {problem}")
             self.skipped += 1
+            say_skipped(problem, self.skipped, self.say)
+        if self.skipped > 5 and self.skipped >= 0.1 * self.cursor and not self.warned:
+            self.warned = True
+            self.say(
+                f"data: {self.skipped} of the first {self.cursor} rows cannot be used; is that expected?"
+            )
         self.prepare(n)
         return prompts
+
+
+def say_skipped(problem, number: int, say) -> None:
+    """Name a row that cannot be used, the `number`-th: the first ones, and then one in a thousand."""
+    if number <= 5 or number % 1000 == 1:
+        say(f"data: skipped (number {number}): {problem}")
 
 
 def take_all(
@@ -922,9 +1205,11 @@ def take_all(
         for index, done in bar:
             if isinstance(done, BadRow):
                 skipped += 1
-                say(f"data: skipped: {done}")
+                say_skipped(done, skipped, say)
             else:
                 prompts.append((index, done))
+    if skipped > 5:
+        say(f"data: {skipped} of {len(indices)} rows cannot be used")
     return prompts, skipped
 
 

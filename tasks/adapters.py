@@ -12,6 +12,7 @@ files, of any set, stands at the end of this file.
 
 import ast
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -37,6 +38,18 @@ class Adapter(NamedTuple):
 # one record -> fields of a row
 # -----------------------------------------------------------------------------
 
+# What a function below raises for a record that is not as it should be: no column, another type, text that
+# does not parse. (MemoryError: Python's parser on very deep brackets.)
+BAD_RECORD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 LETTERS = "ABCDEFGHIJ"  # of the choices: ten at most in these sets
 # What kind of number a reference of GeoQA is: the first pattern that it holds decides.
 ANSWER_KINDS = {
@@ -56,9 +69,12 @@ def first_column(record: dict, *columns: str):
 
 
 def bare(solution) -> str:
-    """A solution without the <answer> tags that some published sets store around it."""
+    """A solution without the <answer> tags that some published sets store around it; "" if it is absent."""
+    if solution is None or solution != solution:  # NaN, which pandas writes where there is none
+        return ""
     text = str(solution)
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    # no tag inside: the search stays linear on a text of many opening tags
+    tagged = re.findall(r"<answer>((?:(?!</?answer>).)*)</answer>", text, re.DOTALL)
     if tagged:
         text = tagged[-1]
     return text.strip()
@@ -70,16 +86,18 @@ def reference_box(solution) -> list:
     Raises ValueError if there is none, or one without an area. (grading.read_box reads what a policy has
     written: it knows more notations, makes all numbers floats, and accepts no list of different boxes.)
     """
-    # what stands between the brackets of each list
-    if isinstance(solution, str):
-        lists = re.findall(r"\[\s*([^\[\]]*)\s*\]", bare(solution))
-    else:
-        lists = [json.dumps(solution)[1:-1]]
-    box = json.loads(f"[{lists[-1]}]") if lists else []
-    numbers = len(box) == 4 and all(isinstance(x, int | float) for x in box)
+    box = solution
+    if not isinstance(solution, list | tuple):
+        lists = re.findall(r"\[([^\[\]{}]*)\]", bare(solution))  # what stands between the brackets of each
+        try:
+            box = json.loads(f"[{lists[-1]}]") if lists else []
+        except ValueError:  # words, or a number of 5,000 digits
+            box = []
+    # a coordinate is a number (JSON's true and NaN are none) and lies in some image
+    numbers = len(box) == 4 and all(type(x) in (int, float) and abs(x) < 1e6 for x in box)
     if not numbers or box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(f"no box ({str(solution)[:60]})")
-    return box
+    return list(box)
 
 
 def counting(record: dict) -> dict:
@@ -252,9 +270,10 @@ def last_how_many(records: list[dict]) -> list[dict]:
 
     A list that is one already is kept.
     """
-    if "image_filename" not in records[0]:
+    if not isinstance(records[0], dict) or "image_filename" not in records[0]:
         return records
-    return [record for record in records if "How many" in record["question"]][-5000:]
+    asked = [record for record in records if isinstance(record, dict)]
+    return [record for record in asked if "How many" in str(record.get("question"))][-5000:]
 
 
 # -----------------------------------------------------------------------------
@@ -596,8 +615,6 @@ def read_hub(hub: str, splits: list[str], name: str = "", adapter: Adapter | Non
     false    the hub, and a copy is kept there
     not set  the hub, whose own cache serves offline
     """
-    import datasets
-
     flag = os.environ.get("IS_LOCAL", "").strip().lower()
     if flag not in ("", "true", "1", "yes", "false", "0", "no"):
         raise SystemExit(f"IS_LOCAL: '{flag}' is none of true, 1, yes, false, 0, no")
@@ -609,6 +626,11 @@ def read_hub(hub: str, splits: list[str], name: str = "", adapter: Adapter | Non
             f"data: IS_LOCAL is {flag}, but {KEPT / hub} does not exist; "
             "write it with save_to_disk, or unset IS_LOCAL"
         )
+    import common
+
+    reachable = common.hub_is_there()  # asked before datasets is imported, which takes note of it
+    import datasets
+
     configs = adapter.configs if adapter and adapter.configs else ("",)
     try:
         tables = [load_config(hub, config, splits[0], keep=flag != "") for config in configs]
@@ -616,6 +638,8 @@ def read_hub(hub: str, splits: list[str], name: str = "", adapter: Adapter | Non
     except (ConnectionError, FileNotFoundError, ValueError, KeyError, OSError) as error:
         reason = (str(error) or " ").splitlines()[0][:120]
         where = f"{name}@FOLDER" if name else "the folder"
+        if not reachable:
+            reason = "it is not in the cache, and the hub cannot be reached"
         raise SystemExit(
             f"data: '{hub}' is no file or folder here and could not be loaded from the hub "
             f"({type(error).__name__}: {reason}); download it and name {where}"
@@ -637,34 +661,49 @@ def load_config(hub: str, config: str, split: str, keep: bool):
 
 
 def read_json(path: Path) -> list[dict]:
-    """Records of a .jsonl or .json file.
+    """Records of a .jsonl or .json file; what is no record among them spoils its own row (data.Rows).
 
     A .json file is a list, or a dict with one list in it (CLEVR's {"info": ..., "questions": [...]}).
     """
+    line = ""  # where an error is
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
+            content = []
             # not splitlines(), which also cuts at characters that may stand in a JSON string
-            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+            for number, record in enumerate(text.split("\n"), 1):
+                line = f"line {number}: "
+                if record.strip():
+                    content.append(parse_json(record))
         else:
-            content = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise SystemExit(f"data: '{path}' is not valid JSON in UTF-8 ({error})") from error
+            content = parse_json(text)
+    except (ValueError, RecursionError, OSError) as error:
+        raise SystemExit(f"data: '{path}' is not valid JSON in UTF-8 ({line}{error})") from error
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else None
-    if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
+    if not isinstance(content, list) or (content and not any(isinstance(record, dict) for record in content)):
         raise SystemExit(f"data: '{path}' should hold one list of records")
     return content
 
 
+def parse_json(text: str):
+    """The value of a JSON text; a whole number of over 4,300 digits, which Python refuses, is infinite."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
+
+
 def undecoded(table):
-    """The table with images left as bytes: a broken one then spoils its own row and not the whole batch."""
+    """The table with images (sound, video) as bytes: a broken one spoils its own row, not the whole batch."""
     import datasets
 
     for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
+        if getattr(feature, "decode", False):
+            table = table.cast_column(name, type(feature)(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
     return table

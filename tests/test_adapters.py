@@ -3,6 +3,8 @@
 python -m pytest tests/test_adapters.py
 """
 
+import contextlib
+import json
 import os
 import shutil
 
@@ -676,7 +678,58 @@ BAD = {
         "Expecting value|no box",
     ),
     "empty tag": ("clevr", {"solution": "<answer> </answer>"}, "no answer"),
+    # Python's parser gives up on brackets this deep with a MemoryError
+    "deep": ("mmmu", {"options": "[" * 5000 + "]" * 5000}, "MemoryError|SyntaxError|RecursionError"),
+    "left out by pandas": ("mathverse", {"answer": float("nan"), "question": "q"}, "no answer"),
+    "null": ("mathverse", {"answer": None}, "no answer"),
+    "another type": ("gsm8k", {"answer": 4}, "AttributeError"),
+    "no record": ("gsm8k", None, "is a NoneType"),
 }
+
+
+NUMBERS_THAT_ARE_NO_BOX = [
+    "[NaN, 1, 2, 3]",
+    "[1, 2, Infinity, 4]",
+    "[1, 2, 1e999, 4]",
+    "[30, 2, 1, 4]",  # right of its right side
+    "[1, 40, 30, 4]",
+    "[1, 2, 1, 4]",  # no width
+    "[true, true, 3, 4]",
+    "[1, 2, 3]",
+    "[1, 2, 3, 4, 5]",
+    "[1, 2, 3, 4e9]",  # in no image
+    "[1, 2, 3, " + "9" * 5000 + "]",
+    "[1, 2, 3, " + "9" * 400 + "]",
+    "[1, 2, 3, [4]]",
+    "[" * 5000 + "]" * 5000,
+    "[" + " " * 20_000 + "x",  # a search that tries every blank again takes minutes
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS_THAT_ARE_NO_BOX, ids=lambda text: text[:24])
+def test_numbers_that_are_no_box(text):
+    with pytest.raises(ValueError, match=r"^no box \("):
+        adapters.reference_box(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        given = json.loads(text)
+        with pytest.raises(ValueError, match=r"^no box \("):
+            adapters.reference_box(given)
+
+
+def test_a_solution_of_many_opening_tags_is_read_at_once():
+    """100,000 of them; a search that goes to the end from each takes minutes."""
+    assert adapters.bare("<answer>" * 100_000 + " 3 </answer>") == "3"
+    assert adapters.bare("<answer>" * 100_000).startswith("<answer>")
+
+
+def test_numbers_of_a_box_stay_as_they_stand():
+    for given in (
+        [1, 2.5, 3, 4],
+        (1, 2.5, 3, 4),
+        "a <answer>[9, 9] [1, 2.5, 3, 4]</answer>",
+        {"bbox": [1, 2.5, 3, 4]},
+    ):
+        assert json.dumps(adapters.reference_box(given)) == "[1, 2.5, 3, 4]"
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -693,7 +746,7 @@ def test_bad_records_are_bad_rows(case, tmp_path):
         "reward_func": "iou",
         "has_image": True,
     }
-    published.write_json(tmp_path / "x.jsonl", [good, good | change])
+    published.write_json(tmp_path / "x.jsonl", [good, None if change is None else good | change])
     rows = data.load_rows(f"{name}@{tmp_path}/x.jsonl")
     assert rows[0]["solution"]
     with pytest.raises(data.BadRow, match=f"^row .*({why})"):

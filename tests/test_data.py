@@ -11,7 +11,13 @@ load_rows.
 import contextlib
 import io
 import json
+import math
+import os
 import random
+import struct
+import warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +26,8 @@ from PIL import Image
 import common
 import data
 import qwen
-from tasks import scenes
+import rewards
+from tasks import grading, scenes
 
 QUESTION = "How many items are there in the image?"
 BOX = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -246,6 +253,20 @@ def test_every_source_gives_the_same_rows(source, tmp_path):
     assert len({rows[i]["id"] for i in range(3)}) == 3
 
 
+def test_sound_beside_the_rows_is_not_decoded(tmp_path):
+    """datasets would look for torchcodec, which is not there, for a column that nothing reads."""
+    import datasets
+
+    sound = [{"bytes": b"RIFF....WAVEfmt ", "path": None}] * 3
+    table(audio=sound).cast_column("audio", datasets.Audio()).save_to_disk(tmp_path / "saved")
+    assert data.load_rows(str(tmp_path / "saved"))[2]["solution"] == "2"
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b'\xef\xbb\xbf{"problem": "p", "solution": "s"}\n')
+    assert data.load_rows(str(tmp_path / "r.jsonl"))[0]["problem"] == "p"
+
+
 def test_splits(tmp_path):
     for source in (source_parquet_folder, source_saved_dict):
         spec, _ = source(tmp_path)
@@ -425,7 +446,7 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path, processor):
             {"image": "a.png", "problem": "why " * 300},
             "prompt of .* tokens, more than max_prompt_length=200",
         ),
-        "pad": ({"image": "a.png", "problem": "What is <|image_pad|>?"}, "placeholder"),
+        "pad": ({"image": "a.png", "problem": "What is <|image_pad|>?"}, "special token"),
     }
     records = [
         good[0],
@@ -446,8 +467,10 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path, processor):
     # each epoch gives just the good ones
     assert sorted(ids[:3]) == sorted(ids[3:6]) == ["good0", "good1", "good2"]
     # 11 an epoch; the first five are named, the rest counted
-    assert 33 <= stream.skipped <= 44 and len(said) == 5
-    assert all(any(f"row {i}" in line for i in bad) for line in said) and "number 1" in said[0]
+    named = [line for line in said if "skipped" in line]
+    assert 33 <= stream.skipped <= 44 and len(named) == 5
+    assert all(any(f"row {i}" in line for i in bad) for line in named) and "number 1" in named[0]
+    assert len(said) == 6 and "rows cannot be used" in said[5]
     done, skipped = data.take_all(rows, encode, 0, 1, 0, 14, said.append)
     assert [i for i, _ in done] == [0, 12, 13] and skipped == 11
 
@@ -470,7 +493,8 @@ def test_damaged_image_files_raise_nothing_but_badrow(kind):
         try:
             assert rows.open_image({"bytes": content, "path": None}, "7").mode == "RGB"
         except data.BadRow as error:
-            assert str(error).startswith("row 7: broken image")
+            # changed bytes of the header may say that it is larger than any image may be
+            assert str(error).startswith(("row 7: broken image", "row 7: image of "))
             refused += 1
     assert refused > 30
 
@@ -509,6 +533,428 @@ def test_a_source_with_no_usable_row_stops_with_a_sentence(tmp_path):
         match=r"^data: 5 rows .*cannot be used; the last: row r\d: image file .*gone\.png not found",
     ):
         data.Stream(rows, lambda row: row).take(2)
+
+
+# -----------------------------------------------------------------------------
+# odd values: what a row may hold, and what spoils it
+# -----------------------------------------------------------------------------
+
+NAN = float("nan")
+DEEP = json.loads("[" * 300 + "]" * 300)
+
+
+def one_row(**change):
+    """The row of one record, written by hand or by pandas; what `change` does not name is good."""
+    return data.Rows([{"id": "r7", "problem": QUESTION, "solution": "3"} | change], "x")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"task": "vqa"}, "task 'vqa' is none of auto, choice, count, grounding, math, text$"),
+        ({"task": ["count"]}, "the task is a list where a text is meant"),
+        ({"task": 3}, "the task is a int"),
+        ({"reward_func": "bleu"}, "reward_func 'bleu' is none of accuracy, "),
+        ({"reward_func": ["accuracy", "os:system"]}, "reward_func 'os:system' is none of"),
+        ({"reward_func": {"accuracy": 1}}, "reward_func {'accuracy': 1} is no name"),
+        ({"reward_func": 5}, "reward_func 5 is no name"),
+        ({"reward_func": "iou, format"}, "no box"),
+        ({"problem": NAN}, "has no problem"),
+        ({"problem": " \n"}, "has no problem"),
+        ({"problem": "<image>\n", "image": "a.png"}, "has no problem"),
+        (
+            {"problem": [{"role": "user", "content": "How many?"}]},
+            "the problem is a list where a text is meant",
+        ),
+        ({"problem": 3}, "the problem is a int"),
+        ({"problem": "a \ud800 b"}, "the problem holds a NUL or half a character"),
+        ({"problem": "a \0 b"}, "the problem holds a NUL"),
+        ({"solution": None}, "has no answer"),
+        ({"solution": NAN}, "has no answer"),
+        ({"solution": np.float32("nan")}, "has no answer"),
+        ({"solution": "  "}, "has no answer"),
+        ({"solution": []}, "has no answer"),
+        ({"solution": float("inf")}, "the solution is infinite"),
+        ({"solution": 10**5000}, "the solution is infinite or has more than 100 digits"),
+        ({"solution": {"role": "assistant", "content": "8"}}, "the solution is a dict where a text is meant"),
+        ({"solution": [["a"]]}, "the solution is a list"),
+        ({"solution": ["a", None]}, "one of the accepted answers is empty"),
+        ({"solution": "\udfff"}, "the solution holds"),
+        ({"thinking": ["a", "b"]}, "the thinking is a list where a text is meant"),
+        ({"thinking": "\ud800"}, "the thinking holds"),
+        ({"options": ["a", None, "c"]}, "an option before the last is missing"),
+        ({"options": ["a", {"text": "b"}]}, "the option is a dict"),
+        ({"options": [str(i) for i in range(27)]}, "27 options"),
+        ({"options": ["a", "\ud800"]}, "the option holds"),
+        ({"labels": {"x": "\ud800"}}, "the label holds"),
+        ({"labels": {"x": 10**5000}}, "digits"),
+        ({"id": "\ud800"}, "^row x:0: the id holds"),
+        ({"images": [None, "a.png"]}, "image 1 of 2 is missing"),
+        ({"images": ["a.png", NAN]}, "image 2 of 2 is missing"),
+        ({"image": 5}, r"broken image \(a int"),
+        ({"image": DEEP}, r"broken image \(a list"),
+        ({"image": {"bytes": None, "path": None}}, r"broken image \(a NoneType"),
+        ({"image": "a\0.png"}, r"image file .*a\\x00.png not found"),
+        ({"image": "/"}, "image file / not found"),
+        ({"image": "x" * 5000}, "image file .* not found"),
+        ({"images": ["a.png"] * 17}, "17 images, more than 16"),
+        ({"task": "grounding", "solution": [1, 2, NAN, 4]}, "no box"),
+    ],
+)
+def test_odd_values_make_a_bad_row(change, why):
+    with pytest.raises(data.BadRow, match=why) as error:
+        one_row(**change)
+    text = str(error.value)
+    assert text.startswith("row x:0" if "id" in change else "row r7")
+    assert text.isprintable() and len(text.encode()) < 1000  # a line that any log takes
+
+
+def test_odd_values_that_are_good():
+    """Numbers of numpy, values that pandas left out, another spelling of a task: as they are meant."""
+    absent = {name: NAN for name in ("image", "thinking", "task", "options", "labels", "reward_func")}
+    row = one_row(**absent, id=np.int64(5), solution=np.float64(2.5))
+    assert (row["id"], row["solution"], row["task"], row["thinking"], row["options"]) == (
+        "5",
+        "2.5",
+        "auto",
+        None,
+        None,
+    )
+    assert row["images"] == [] and row["labels"] == {} and row["reward_func"] is None
+    assert one_row(task=" Count ")["task"] == "count"
+    assert one_row(solution=True)["solution"] == "True"
+    assert one_row(solution=["24/7", 3.4])["solution"] == "['24/7', 3.4]"  # several accepted answers
+    assert one_row(solution=np.array([1, 2]))["solution"] == "[1, 2]"
+    assert one_row(options={"A": "cat", "B": "dog", "C": None, "D": NAN})["options"] == ["cat", "dog"]
+    assert one_row(solution="null")["solution"] == "null" and one_row(solution="nan")["solution"] == "nan"
+    for parts in ("accuracy, length", ["format"], np.array(["format"])):
+        assert one_row(reward_func=parts)["reward_func"] == (parts if isinstance(parts, str) else ["format"])
+    assert one_row(reward_func=["iou"], solution="[1, 2, 3, 4]")["task"] == "grounding"
+
+
+def test_a_record_that_is_none_spoils_only_itself(tmp_path):
+    lines = ['{"problem": "p", "solution": "s"}', "null", "[1, 2]", '"text"', "{}", '{"solution": "s"}']
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))
+    rows = data.load_rows(str(tmp_path / "r.jsonl"))
+    assert len(rows) == 6 and rows[0]["solution"] == "s"
+    for i, why in enumerate(
+        ("is a NoneType", "is a list", "is a str", "has no problem", "has no problem"), 1
+    ):
+        with pytest.raises(data.BadRow, match=f"^row .*r.jsonl:{i} {why}"):
+            rows[i]
+
+
+def test_numbers_and_brackets_that_python_refuses_to_read(tmp_path):
+    """More than 4,300 digits are a ValueError of int(), a thousand brackets a RecursionError of json."""
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"problem": "p", "solution": 3}\n{"problem": "p", "solution": %s}\n' % ("9" * 5000))
+    rows = data.load_rows(str(path))
+    assert rows[0]["solution"] == "3"
+    with pytest.raises(data.BadRow, match=r"^row .*r.jsonl:1: the solution is infinite"):
+        rows[1]
+    path.write_text('{"problem": "p", "solution": 3}\n{"problem": %s}\n' % ("[" * 100_000 + "]" * 100_000))
+    with pytest.raises(
+        SystemExit, match=r"^data: '.*r.jsonl' is not valid JSON in UTF-8 \(line 2: maximum recursion"
+    ):
+        data.load_rows(str(path))
+
+
+def test_a_text_in_a_table_that_is_not_utf8(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([b"good", b"bad \xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(
+        pyarrow.table({"problem": texts, "solution": ["1", "2"]}), tmp_path / "r.parquet"
+    )
+    rows = data.load_rows(str(tmp_path / "r.parquet"))
+    assert rows[0]["problem"] == "good"
+    with pytest.raises(data.BadRow, match=r"^row .*r.parquet:1 cannot be read \(.*utf-8"):
+        rows[1]
+
+
+def test_special_tokens_of_the_model_are_no_text(tiny_folder, processor):
+    """<|im_end|> in a question would end the user's turn. The checkpoint's own file says which there are."""
+    added = json.loads(Path(tiny_folder(), "tokenizer.json").read_text())["added_tokens"]
+    special = [token["content"] for token in added if token["special"]]
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|video_pad|>"} <= set(
+        special
+    )
+    for token in special:
+        for change in (
+            {"problem": f"a {token} b"},
+            {"thinking": f"a{token}"},
+            {"solution": token},
+            {"options": [token]},
+        ):
+            with pytest.raises(data.BadRow, match="^row r7: the .* holds <.*, a special token of the model"):
+                data.encode_prompt(one_row(**change), processor)
+    row = one_row(problem="<think> <tool_call> <|", thinking="<think>a</think>")
+    assert data.encode_prompt(row, processor)["row"]["problem"] == "<think> <tool_call> <|"
+
+
+def test_columns_that_are_no_pairs():
+    for columns, words in {
+        "solution": "'solution' is no field=column pair, as in solution=label",
+        "solution=": "'solution=' is no field=column pair",
+        "=x": " is none of images",
+    }.items():
+        with pytest.raises(SystemExit, match=f"^columns: {words}"):
+            data.Rows([{"problem": "p", "solution": "s", "x": 1}], "x", columns)
+    with pytest.raises(SystemExit, match="^task: 'vqa' is none of auto, choice, count"):
+        data.Rows([{"problem": "p", "solution": "s"}], "x", task="vqa")
+
+
+TEXTS = [
+    "3",
+    "red",
+    "B",
+    "[1, 2, 30, 40]",
+    "[NaN, 1, 2, 3]",
+    "9" * 5000,
+    "(" * 3000 + ")" * 3000,
+    "\\frac{" * 99,
+]
+TEXTS += [
+    "",
+    " ",
+    "\ud800",
+    "<|im_end|>",
+    "<image>",
+    "['a', 'b']",
+    "1/0",
+    "9^9^9^9",
+    "1e999",
+    "nan",
+    "{x}",
+    "√" * 9,
+]
+VALUES = [
+    None,
+    NAN,
+    math.inf,
+    0,
+    3,
+    2.5,
+    True,
+    10**400,
+    10**5000,
+    np.int64(4),
+    np.array([1.5, 2]),
+    [],
+    {},
+    DEEP,
+]
+VALUES += [
+    [1, 2, 30, 40],
+    [30, 2, 1, 4],
+    ["a", "b"],
+    {"A": "x", "B": None},
+    {"a": 1},
+    b"",
+    "accuracy, iou",
+    ["length"],
+]
+
+
+def test_any_record_gives_a_bad_row_or_a_score(processor):
+    """What comes out of the checks is scored without an error, whatever the completion."""
+    rng = random.Random(0)
+
+    def value():
+        return rng.choice(TEXTS if rng.random() < 0.6 else VALUES)
+
+    scored = 0
+    for _ in range(3000):
+        record = {"problem": rng.choice(["What?", value()]), "solution": value()}
+        record["task"] = rng.choice([None, *grading.VERIFIERS, value()])
+        record["reward_func"] = rng.choice([None, "fuzzy", "iou", ["cosine", "format"], value()])
+        record["options"] = rng.choice([None, ["red", "blue"], [value(), value()], value()])
+        record |= {name: rng.choice([None, value()]) for name in ("thinking", "labels", "id", "image")}
+        try:
+            row = data.encode_prompt(data.Rows([record], "x")[0], processor, max_prompt_length=4000)["row"]
+        except data.BadRow as problem:
+            assert str(problem).isprintable()
+            continue
+        texts = [f"<think>a</think> <answer>{rng.choice(TEXTS)}</answer>" for _ in range(2)] + [
+            rng.choice(TEXTS)
+        ]
+        parts = rewards.score_group(
+            texts, row, ("accuracy", "format"), [3, 4, 5], 9, strict=rng.random() < 0.5
+        )
+        assert all(math.isfinite(part) for scores in parts for part in scores.values())
+        json.dumps(
+            {name: part for name, part in row.items() if name != "images"}, ensure_ascii=False
+        ).encode()
+        scored += 1
+    assert scored > 300
+
+
+# -----------------------------------------------------------------------------
+# images of all kinds, and where they stand
+# -----------------------------------------------------------------------------
+
+
+def huge_png(side):
+    """A black image of side x side pixels, one bit each, as a PNG put together by hand: a few KB."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(side * (1 + (side + 7) // 8)), 9)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
+    content = huge_png(13_000)
+    assert len(content) < 30_000
+    decoded = []
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's own warning would be one line for each such row
+        with pytest.raises(data.BadRow, match="^row r7: image of 13000 x 13000 pixels, more than 64 million"):
+            one_row(image={"bytes": content, "path": None})
+    with pytest.raises(data.BadRow, match="17 images, more than 16"):
+        one_row(images=[content] * 17)
+    assert not decoded
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "MAX_IMAGE_PIXELS", 400)
+    assert one_row(image=huge_png(20))["images"][0].size == (20, 20)
+    with pytest.raises(data.BadRow, match="21 x 21"):
+        one_row(image=huge_png(21))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_files_that_are_no_pictures(tmp_path, monkeypatch):
+    """Nothing is run (Pillow hands EPS to ghostscript), nothing is read for ever."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, content in {
+        "eps.png": EPS,
+        "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        "pdf.png": b"%PDF-1.7\n",
+        "page.png": b"<!DOCTYPE html><html>404</html>",
+        "empty.png": b"",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(data.BadRow, match="^row r7: broken image"):
+            one_row(image=str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "zero.png", "folder.png"):
+        with pytest.raises(data.BadRow, match=f"^row r7: image file .*{name} not found"):
+            one_row(image=str(tmp_path / name))
+
+
+def test_animated_and_tiny_images(processor):
+    frames = io.BytesIO()
+    images = [Image.new("RGB", (30, 30), color) for color in ("red", "blue")]
+    images[0].save(frames, "GIF", save_all=True, append_images=images[1:])
+    (first,) = one_row(image=frames.getvalue())["images"]
+    assert first.getpixel((5, 5))[0] > 200  # the red one
+    row = one_row(image=png(Image.new("RGB", (1, 1))))
+    assert row["images"][0].size == (1, 1)
+    prompt = data.encode_prompt(row, processor)
+    assert prompt["row"]["image_size"] == (1, 1) and prompt["row"]["images"][0].size == (56, 56)
+
+
+def test_each_row_finds_its_images(tmp_path):
+    """In the first of the usual columns that holds any; a list may be written as JSON."""
+    a, b, c = save_pictures(tmp_path)
+    records = [
+        {"image": a},
+        {"images": [b, c]},
+        {"images": [], "image": a},
+        {"images": json.dumps([b, c])},
+        {"image": NAN},
+    ]
+    records = [{"problem": "p", "solution": "s"} | record for record in records]
+    rows = data.load_rows(write_json(tmp_path / "r.jsonl", records))
+    sizes = [[image.size for image in rows[i]["images"]] for i in range(5)]
+    first, *others = [picture.size for picture in PICTURES]
+    assert sizes == [[first], others, [first], others, []]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"img": "a.png"}, "pictures in the column 'img', .*--columns=images=img"),
+        ({"photos": ["a/b.JPG"]}, "pictures in the column 'photos'"),
+        ({"picture": {"bytes": png(PICTURES[0]), "path": None}}, "pictures in the column 'picture'"),
+        ({"x": {"bytes": png(PICTURES[0], "JPEG"), "path": None}}, "pictures in the column 'x'"),
+        ({"page": "here.png"}, "pictures in the column 'page'"),
+        ({"video": "a.mp4"}, "video in the column 'video', .*video is not supported"),
+        ({"videos": ["a.mkv"]}, "video in the column 'videos'"),
+    ],
+)
+def test_pictures_that_nothing_reads_stop_the_run(tmp_path, record, words):
+    PICTURES[0].save(tmp_path / "here.png")
+    records = [{"problem": "p", "solution": "s"}, {"problem": "p", "solution": "s"} | record]
+    with pytest.raises(SystemExit, match=f"^data: 'x' has {words}"):
+        data.Rows(records, "x", folder=str(tmp_path))
+    column = next(iter(record))
+    assert len(data.Rows(records, "x", "images=", folder=str(tmp_path))[1]["images"]) == 0
+    if "video" not in words:
+        assert data.Rows(records, "x", f"images={column}").columns["images"] == column
+    # among rows with images, such a one is skipped
+    mixed = [{"problem": "p", "solution": "s", "image": png(PICTURES[0])}, records[1]]
+    rows = data.Rows(mixed, "x", folder=str(tmp_path))
+    assert len(rows[0]["images"]) == 1
+    if column in ("x", "page"):  # no telling name: it may be anything
+        assert rows[1]["images"] == []
+    else:
+        with pytest.raises(data.BadRow, match=f"^row x:1 has {words}"):
+            rows[1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "here.png", "source": "scan.png", "image_id": "3.jpg", "video": "from.mp4"},
+        {"source": "scan.png", "url": "https://a.b/c.png", "image_id": 17, "image_caption": "a cat"},
+        {"video_id": "abc", "frames": 30, "images_used": [1, 2], "photo_credit": None},
+        {"messages": [{"role": "user", "content": "a.png"}], "blob": b"\0\1"},
+        {"labels": {"file": "a.png"}, "id": "a.png", "thinking": "a.png", "options": ["a.png", "b.png"]},
+    ],
+)
+def test_metadata_does_not_stop_a_run(tmp_path, record):
+    PICTURES[0].save(tmp_path / "here.png")
+    rows = data.Rows([{"problem": "p", "solution": "s"} | record], "x", folder=str(tmp_path))
+    assert len(rows[0]["images"]) == ("image" in record)
+
+
+def test_images_stand_where_the_problem_marks_them(processor):
+    pictures = [png(picture(0)), png(picture(1, 84, 56))]
+    plain = one_row(images=pictures, problem="How many?")
+    for problem in ("<image><image>How many?", " <image>\n<image>\nHow many?"):
+        assert one_row(images=pictures, problem=problem)["problem"] == "How many?"  # they come first anyway
+    row = one_row(images=pictures, problem="A: <image> B: <image> Which?", task="text", solution="A")
+    text = processor.apply_chat_template(data.build_prompt(row, "bare"), tokenize=False)
+    assert f"user\nA: {BOX} B: {BOX} Which?<|im_end|>" in text
+    prompt = data.encode_prompt(row, processor)
+    unmarked = data.encode_prompt(plain, processor)
+    assert prompt["pixel_values"].equal(unmarked["pixel_values"])
+    pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert prompt["input_ids"].count(pad) == unmarked["input_ids"].count(pad) == 10  # 2 x 2 and 3 x 2 tokens
+    assert prompt["input_ids"].index(pad) > unmarked["input_ids"].index(pad)
+    row = one_row(images=pictures, problem="Which?", options=["<image>", "<image>"], solution="A")
+    text = processor.apply_chat_template(data.build_prompt(row, "bare"), tokenize=False)
+    assert f"(A) {BOX}\n(B) {BOX}<|im_end|>" in text
+    for problem, count in (("<image> How many?", 1), ("<image><image><image> a", 3)):
+        with pytest.raises(data.BadRow, match=f"^row r7: {count} <image> in the problem for 2 images"):
+            one_row(images=pictures, problem=problem)
+    with pytest.raises(data.BadRow, match="1 <image> in the problem for 0 images"):
+        one_row(problem="<image>How many?")
 
 
 # -----------------------------------------------------------------------------
@@ -753,6 +1199,27 @@ def test_the_cursor_stands_behind_the_last_row_needed():
     assert stream.take(3) == [1, 2, 4] and (stream.cursor, stream.skipped) == (5, 2)
     assert stream.take(1) == [5] and (stream.cursor, stream.skipped) == (6, 2)
     assert stream.take(2) == [7, 8] and (stream.cursor, stream.skipped) == (9, 3)
+
+
+def test_skipped_rows_are_named_but_do_not_flood():
+    """The first five, then one in a thousand; a large share is said once."""
+    said = []
+    stream = data.Stream(Numbers(range(3000)), encode_some, shuffle=False, say=said.append)
+    for _ in range(10):
+        stream.take(200)
+    # 0, 3, 6 ... 2997 are bad, a third
+    assert [line for line in said if "skipped" in line] == [
+        f"data: skipped (number {k + 1}): row {3 * k}" for k in (0, 1, 2, 3, 4)
+    ]
+    shares = [line for line in said if "skipped" not in line]
+    assert shares == ["data: 100 of the first 300 rows cannot be used; is that expected?"]
+    said.clear()
+    _, skipped = data.take_all(Numbers(range(3003)), encode_some, 0, 1, 0, 3003, said.append)
+    assert skipped == 1001 and len(said) == 7
+    assert said[-2:] == ["data: skipped (number 1001): row 3000", "data: 1001 of 3003 rows cannot be used"]
+    said.clear()
+    data.Stream(Numbers(range(1, 3000, 3)), encode_some, say=said.append).take(500)
+    assert said == []
 
 
 def test_an_error_in_a_row_is_not_hidden():
