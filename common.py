@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -37,12 +38,9 @@ def run(main) -> None:
     and then torchrun prints a traceback of its own. It closes its report with what the first process to fail
     has written to its error file: there goes the sentence.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends at once, without a traceback: see StopSignal
     try:
         main()
-    except KeyboardInterrupt:  # before the first step, or the second one: no traceback, and no tidying up
-        sys.stdout.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
     except BaseException as error:
         if "TORCHELASTIC_ERROR_FILE" not in os.environ or getattr(error, "code", "") in (None, 0):
             raise
@@ -117,16 +115,16 @@ def hub_is_there() -> bool:
 
     Else they would ask for each file six times, which takes minutes and a hundred lines.
     """
-    import huggingface_hub
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=5)
-    except (
-        Exception
-    ):  # of the HTTP library, of the name service, of a proxy ...: in any case there is no answer
+        answer = get_session().head(constants.ENDPOINT, timeout=5)
+        if answer.status_code >= 500:
+            raise ConnectionError
+    except Exception:  # of the HTTP library, the name service, a proxy ...: there is no answer
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are imported later: datasets, vLLM
         return False
@@ -189,7 +187,7 @@ def finish(llm=None) -> None:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM set a flag: the loop ends its step, saves, stops. A second Ctrl-C ends at once."""
+    """Ctrl-C and SIGTERM set a flag: the loop ends its step, saves, stops. Another Ctrl-C ends at once."""
 
     def __init__(self):
         self.seen = None
@@ -197,12 +195,13 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number, frame):
-        if self.seen is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which torchrun makes of the second Ctrl-C
         if self.seen is None and os.environ["RANK"] == "0":
-            line = "stopping: this step is ended and saved; a second Ctrl-C ends at once"
+            line = "stopping after this step, which is saved; another Ctrl-C ends at once"
             if "TORCHELASTIC_RUN_ID" in os.environ:
-                line += " (torchrun waits 30 s, or its --shutdown-timeout)"
+                line += "; torchrun kills what takes longer than 30 s, or its --shutdown-timeout"
             os.write(2, f"{line}\n".encode())  # print could be what was interrupted
         self.seen = number
 
@@ -300,9 +299,28 @@ def check_device(config: dict) -> None:
         )
 
 
+def check_compiler(otherwise: str) -> None:
+    """SystemExit if torch could not compile what vLLM and compile_layers hand to it while they run.
+
+    Triton compiles with a C compiler on GPUs, torch with a C++ compiler on CPUs, and both need Python.h.
+    """
+    choice, programs = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++",))
+    programs = os.environ[choice].split()[:1] if choice in os.environ else programs
+    missing = "" if any(map(shutil.which, programs)) else " or ".join(programs)
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    missing = missing or ("" if header.exists() else str(header))
+    require(
+        not missing,
+        f"compiler: vLLM and compile_layers need {missing}, which is not there; "
+        f"install it (Debian, Ubuntu: apt install g++ python3-dev), or {otherwise}",
+    )
+
+
 def check_knobs(config: dict, world: int) -> None:
     """SystemExit, before anything expensive starts, if knobs of a trainer do not go together."""
     check_choices(config)
+    if config.get("rollout") == "vllm" or config["compile_layers"]:
+        check_compiler("set --rollout=hf, --compile_layers=False")
     for knob in POSITIVE:
         require(config.get(knob, 1) > 0, f"{knob}: {config.get(knob)} is not above 0")
     check_device(config)
@@ -632,6 +650,43 @@ def run_id(out_dir: str, step: int) -> str:
         return json.loads(Path(out_dir, "run.json").read_text())["id"]
     except (OSError, ValueError, TypeError, KeyError):  # missing or damaged
         return new
+
+
+class FlatSteps:
+    """Says once in a run that the rewards have had nothing to teach for PATIENCE steps on end.
+
+    Either all groups were flat: a group is flat if its rewards are all equal, then every advantage is 0, and
+    so is the policy gradient. Or no answer was right, and what is learned is something else.
+    """
+
+    PATIENCE = 20
+
+    def __init__(self):
+        self.flat = 0  # steps on end with nothing but flat groups
+        self.wrong = 0  # steps on end without a right answer
+        self.said = False
+
+    def add(self, record: dict, say) -> None:
+        """record: of a step, over all processes; flat_groups is a share, the rewards are means."""
+        self.flat = self.flat + 1 if record["flat_groups"] == 1 else 0
+        self.wrong = self.wrong + 1 if record.get("reward_accuracy") == 0 else 0
+        if self.said or max(self.flat, self.wrong) < self.PATIENCE:
+            return
+        self.said = True
+        if self.flat >= self.PATIENCE:
+            mean = record["reward"]
+            what = f"nothing was learned in {self.PATIENCE} steps: in every group all rewards are equal, "
+            what += f"{mean:.2f} on average"
+        else:
+            what = f"no answer was right in {self.PATIENCE} steps, though some earn more than others"
+        advice = "if all are the same, raise temperature or group_size; if all are right, take harder data"
+        if self.wrong >= self.PATIENCE and record.get("reward_format", 0) > 0.5:
+            advice = "the format is right, so the answers are not: check the references and the task, "
+            advice += "or take easier data"
+        elif self.wrong >= self.PATIENCE:
+            advice = "if the answer tag is missing, mend template, max_completion_length or the weight of "
+            advice += "format, or begin with SFT; else take easier data, or a higher temperature"
+        say(f"WARNING: {what}. Look at the completions (rollouts.html, by report.py): {advice}", flush=True)
 
 
 def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:

@@ -34,6 +34,7 @@ number of processes.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ import rewards
 from configurator import configure
 from tasks import benchmarks
 
-# common, data, qwen and sampling are imported below: they bring torch, and two modes do without
+# common, data, qwen and sampling are imported in main(): they bring torch, and two modes do without
 
 # fmt: off
 # -----------------------------------------------------------------------------
@@ -242,6 +243,7 @@ def answer_rows(
 ) -> dict[int, dict]:
     """{index: graded entry, or {"index", "skipped": reason}} of these rows; `settings`: of the sampler."""
     answered = {}
+    named = 0  # rows that were skipped
     for batch in prompt_batches(source.rows, indices, processor, reader):
         prompts = {}
         skipped = {}
@@ -253,7 +255,8 @@ def answer_rows(
         entries = generate(policy, source, prompts, processor.tokenizer, settings)
         finished, failed = grade_entries(entries, source.rule, scorer)
         for index, reason in (skipped | failed).items():
-            print(f"data: skipped: {reason}")
+            named += 1
+            data.say_skipped(reason, named, print)
             finished.append({"index": index, "skipped": reason})
         progress.add(finished)
         for entry in finished:
@@ -365,7 +368,8 @@ def write_page(folder: Path, records: dict[str, dict], loaded: dict[str, Source]
     report.eval_page(folder / "eval.html", ", ".join(records), how, records, rows, page_rows, matrix)
 
 
-if __name__ == "__main__":
+def main():
+    global AutoConfig, common, data, qwen, sampling
     config = configure(globals(), sys.argv[1:], __file__)
     if metric not in results.METRICS:
         raise SystemExit(f"metric: {metric!r} is none of {', '.join(results.METRICS)}")
@@ -394,6 +398,9 @@ if __name__ == "__main__":
     example = "eval.py --model=out/tiny_grpo/step-000160 --data_source=rows.jsonl"
     common.require(bool(paths and chosen), f"eval: name a checkpoint and rows, as in: {example}")
     common.check_choices(config)
+    common.check_device(config)
+    if backend == "vllm":
+        common.check_compiler("set --backend=hf")
     common.require(
         samples <= 1 or temperature > 0,
         f"samples: {samples} greedy completions would all be the same; set --temperature=1.0 or --samples=1",
@@ -485,3 +492,12 @@ if __name__ == "__main__":
     say(f"{common.clock(time.time() - started)}, every output in {where}")
     scorer.close()
     common.finish(policy)
+
+
+if __name__ == "__main__":
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # several processes
+        import common
+
+        common.run(main)
+    else:
+        main()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils import checkpoint as recompute
 
@@ -61,14 +62,15 @@ def check_model_folder(path: str) -> str:
         raise SystemExit(f"model: {what}; {remedy}")
     try:
         family = json.loads(config_file.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SystemExit(
             f"model: '{config_file}' cannot be read ({error}); copy the checkpoint anew"
         ) from error
     if family not in FAMILIES:
-        raise SystemExit(
-            f"model: '{path}' is a '{family}' checkpoint; this code trains {', '.join(FAMILIES)}"
+        what = (
+            f"is a '{family}' checkpoint" if family else "is no checkpoint: no model_type in its config.json"
         )
+        raise SystemExit(f"model: '{path}' {what}; this code trains {', '.join(FAMILIES)}")
     return family
 
 
@@ -98,8 +100,32 @@ def load_from(path: str, load):
                 f"model: '{path}' is not on this machine, and the hub cannot be reached; name a folder that "
                 "holds it, set HF_ENDPOINT to a mirror, or download it elsewhere into the cache (HF_HOME)"
             ) from error
-        why = " ".join(str(error).split())[:300]
-        raise SystemExit(f"model: '{path}' cannot be loaded ({type(error).__name__}: {why})") from error
+        why = broken_file(Path(path)) if not is_hub_id else ""
+        why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise SystemExit(f"model: '{path}' cannot be loaded ({why})") from error
+
+
+def broken_file(folder: Path) -> str:
+    """Which file of a checkpoint is missing or damaged, as far as that can be seen; "" if none."""
+    needed = [("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json")]
+    needed += [("model.safetensors", "model.safetensors.index.json")]
+    index = folder / "model.safetensors.index.json"
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                safe_open(path, "pt")
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".jinja":
+                path.read_text()
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            return f"{path.name} is damaged: {error}"
+    if index.is_file():
+        needed += [(name,) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    for names in needed:
+        if not any((folder / name).is_file() for name in names):
+            return f"{' or '.join(names)} is missing"
+    return ""
 
 
 def load_model(
@@ -183,7 +209,13 @@ def load_processor(path: str):
     """Tokenizer, image processor and chat template of a checkpoint folder."""
     from transformers import AutoProcessor
 
-    return load_from(path, lambda path: AutoProcessor.from_pretrained(path, trust_remote_code=False))
+    def load(path):
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        processor.apply_chat_template([message], tokenize=False)  # fails if it has none, or half of one
+        return processor
+
+    return load_from(path, load)
 
 
 def end_ids(processor) -> list[int]:

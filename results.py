@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import rewards
-from tasks.grading import clean, extract_answer
+from tasks.benchmarks import RULE_SECONDS
+from tasks.grading import attempt, clean, extract_answer
 
 METRICS = ("accuracy", "lenient", "published")  # strict tag; any clear answer; the benchmark's own rule
 # of a row, kept for grading again
@@ -125,7 +126,7 @@ def grade(entry: dict, rule=None) -> dict:
         output.update(rewards.score(text, row, names=("accuracy", "format")))
         output["lenient"] = rewards.accuracy_reward(text, entry, strict=False)
         if rule:
-            output["published"] = float(rule(text, entry))
+            output["published"] = float(bool(attempt(rule, text, entry, seconds=RULE_SECONDS)))
     return entry
 
 
@@ -170,7 +171,8 @@ def categories(entries: list[dict]) -> dict:
 def in_number_order(text: str) -> list:
     """Sort key that puts "2" before "10": texts and numbers in turn."""
     parts = re.split(r"(\d+)", text)
-    parts[1::2] = map(int, parts[1::2])
+    digits = [part.lstrip("0") for part in parts[1::2]]
+    parts[1::2] = [(len(part), part) for part in digits]  # no int(): a label may have 5,000 of them
     return parts
 
 
@@ -301,7 +303,7 @@ def lines_of(path: Path) -> list[dict]:
     for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
-        except ValueError:  # of JSON and of UTF-8
+        except (ValueError, RecursionError):  # of JSON and of UTF-8
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -343,13 +345,19 @@ def read_progress(folder: Path, name: str, knobs: dict) -> dict[int, dict]:
     done = {}
     whole = folder / f"{name}.json"
     if whole.exists():
-        record = json.loads(whole.read_text(encoding="utf-8"))
-        check_knobs(whole, record.get("knobs"), knobs)
-        for entry in record["results"]:
-            if "index" in entry:
-                done[entry["index"]] = entry
-        for index, reason in record["skipped_rows"].items():
-            done[int(index)] = {"index": int(index), "skipped": reason}
+        try:
+            record = json.loads(whole.read_text(encoding="utf-8"))
+            check_knobs(whole, record.get("knobs"), knobs)
+            for entry in record["results"]:
+                if "index" in entry:
+                    done[entry["index"]] = entry
+            for index, reason in record["skipped_rows"].items():
+                done[int(index)] = {"index": int(index), "skipped": reason}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise SystemExit(
+                f"out_dir: '{whole}' is damaged ({type(error).__name__}); remove it, or --resume=False to "
+                "start over"
+            ) from error
     for path in part_files(folder, name):
         records = lines_of(path)
         if records:
@@ -431,71 +439,164 @@ COLUMNS = {
 }
 
 
+# a verdict that others write in words
+VERDICTS = {"true": 1.0, "yes": 1.0, "correct": 1.0, "1": 1.0}
+VERDICTS |= {"false": 0.0, "no": 0.0, "incorrect": 0.0, "wrong": 0.0, "0": 0.0}
+SHARES = (*METRICS, "recorded", "gold", "format", "finished")  # of an output: 0 to 1
+SHOWN = 10  # skipped records that are named; the rest is counted
+
+
+class BadRecord(Exception):
+    """A record of a result file that cannot be used, and why."""
+
+
 def read_results(path: Path, task: str = "auto", say=print) -> dict:
     """{"name", "results": entries, "skipped"} of our files, of R1-V's and OpenV-R1's, or a JSONL of outputs.
 
     Outputs keep the file's own verdict (of ours the lenient one) as "recorded", and a "gold" one if there is.
-    Records without an output or a reference are skipped and named. Raises SystemExit, one sentence, if the
-    file is missing or something else.
+    Records that cannot be used are skipped, named and counted. Raises SystemExit, one sentence, if the file
+    is missing or something else, or if no record of it can be used.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        content = lines_of(path) if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        content = content_of(text, path.suffix == ".jsonl")
+    except (OSError, ValueError, RecursionError) as error:
         raise SystemExit(f"file: '{path}' cannot be read as JSON ({str(error)[:120]})") from error
-    records = content.get("results") if isinstance(content, dict) else content
-    is_list = isinstance(records, list) and all(isinstance(record, dict) for record in records)
-    if not is_list or not records:
+    about = content if isinstance(content, dict) else {}
+    records = about.get("results") if about else content
+    if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
         raise SystemExit(
             f"file: '{path}' holds no list of results (wanted: {{'accuracy', 'results': [...]}}, or JSONL)"
         )
-    if isinstance(content, dict) and "outputs" in records[0]:
-        entries = read_ours(records, path, say)
-        skipped = len(records) - len(entries) + (content.get("skipped") or 0)
-        return {**content, "name": content.get("name", path.stem), "results": entries, "skipped": skipped}
-    entries = read_theirs(records, path, task, say)
-    return {"name": path.stem, "results": entries, "skipped": len(records) - len(entries)}
-
-
-def read_ours(records: list[dict], path: Path, say) -> list[dict]:
-    """Entries of a file in our layout, without those that ask for reward functions that data may not name."""
     entries = []
-    for entry in records:
+    reasons = []
+    for index, record in enumerate(records):
         try:
-            rewards.own_parts(entry.get("reward_func"))
-        except ValueError as error:
-            say(f"file: skipped: record {entry.get('id')} of '{path.name}': {error}")
-            continue
-        for output in entry["outputs"]:
-            output.setdefault("recorded", output.get("lenient", output.get("accuracy")))
-        entries.append(entry)
+            entries.append(entry_of(record, index, task))
+        except BadRecord as reason:
+            reasons.append(f"file: skipped: record {index} of '{path.name}' {reason}")
+    for line in reasons[:SHOWN]:
+        say(line)
+    if len(reasons) > SHOWN:
+        say(f"file: skipped: {len(reasons) - SHOWN} more records of '{path.name}'")
     if not entries:
         raise SystemExit(
             f"file: none of the {len(records)} records of '{path}' can be used; the lines above say why"
         )
-    return entries
+    before = about.get("skipped")  # rows that the evaluation itself could not use
+    skipped = len(reasons) + (before if type(before) is int and before > 0 else 0)
+    name = about.get("name")
+    return {"name": name if isinstance(name, str) else path.stem, "results": entries, "skipped": skipped}
 
 
-def read_theirs(records: list[dict], path: Path, task: str, say) -> list[dict]:
-    """Entries of a file with one output, or a list of them, per record."""
-    entries = []
-    for index, record in enumerate(records):
-        fields = {}
-        for name, columns in COLUMNS.items():
-            fields[name] = first_of(record, columns)
-        texts = fields["text"] if isinstance(fields["text"], list) else [fields["text"]]
-        if fields["solution"] is None:
-            say(f"file: skipped: record {index} of '{path.name}' has no reference")
-        elif not all(isinstance(text, str) for text in texts):
-            say(f"file: skipped: record {index} of '{path.name}' has no output")
-        else:
-            entries.append(entry_of(record, index, fields, texts, task))
-    if not entries:
-        raise SystemExit(
-            f"file: none of the {len(records)} records of '{path}' has an output and a reference "
-            f"({', '.join(records[0])})"
-        )
-    return entries
+def content_of(text: str, is_lines: bool):
+    """The value of a JSON text; of a JSONL the list of its lines, a line that is none as None."""
+    if not is_lines:
+        return tidy(json.loads(text))
+    values = []
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        try:
+            values.append(tidy(json.loads(line)))
+        except (ValueError, RecursionError):
+            values.append(None)
+    return values
+
+
+def tidy(node):
+    """A JSON value with None for NaN (as pandas writes an empty cell), "?" for half of a surrogate pair."""
+    if isinstance(node, dict):
+        return {tidy(key): tidy(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [tidy(value) for value in node]
+    if isinstance(node, str):
+        return node.encode("utf-8", "replace").decode()
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    return node
+
+
+def entry_of(record, index: int, task: str) -> dict:
+    """A record of ours or theirs as an entry, every field of its type. Raises BadRecord."""
+    if not isinstance(record, dict):
+        raise BadRecord("is no JSON object")
+    entry = read_ours(record) if "outputs" in record else read_theirs(record)
+    options = entry.get("options")
+    if isinstance(options, list):
+        entry["options"] = [plain_text(option, "option") for option in options]
+    else:
+        entry["options"] = None
+    for key in ("image_size", "box_frame"):
+        if entry.get(key) is not None and not is_size(entry[key]):
+            raise BadRecord(f"has a {key} that is no width and height: {brief(entry[key])}")
+    name = entry["id"]
+    solution = entry["solution"]
+    if solution in (None, ""):
+        raise BadRecord("has no reference")
+    if isinstance(solution, list):
+        is_box = len(solution) == 4 and all(type(x) in (int, float) for x in solution)
+        solution = solution[0] if len(solution) == 1 else json.dumps(solution)  # one: OlympiadBench
+        task = "grounding" if is_box else task
+    of_record = entry.get("task") or task
+    if not isinstance(of_record, str) or of_record not in rewards.VERIFIERS:
+        raise BadRecord(f"has a task {brief(of_record)} that is none of {', '.join(rewards.VERIFIERS)}")
+    try:
+        rewards.own_parts(entry.get("reward_func"))
+    except ValueError as error:
+        raise BadRecord(f"asks for what data may not name: {error}") from error
+    labels = entry.get("labels")
+    of_run = entry.get("index")
+    return entry | {
+        "index": of_run if type(of_run) is int else index,
+        "id": f"#{index}" if name is None else plain_text(name, "id"),
+        "problem": plain_text(entry.get("problem") or "", "problem"),
+        "solution": plain_text(solution, "reference"),
+        "task": of_record,
+        "labels": labels if isinstance(labels, dict) else {},
+    }
+
+
+def read_ours(record: dict) -> dict:
+    """A record in our layout with its outputs checked. Raises BadRecord."""
+    outputs = record["outputs"]
+    if not isinstance(outputs, list) or not outputs:
+        raise BadRecord("has no output")
+    checked = []
+    for output in outputs:
+        if not isinstance(output, dict) or not isinstance(output.get("text"), str):
+            raise BadRecord("has no output, or one without a text")
+        output = dict(output)
+        for key in SHARES:
+            if output.get(key) is not None:
+                output[key] = verdict(output[key], key)
+        if output.get("tokens") is not None and not is_count(output["tokens"]):
+            raise BadRecord(f"has {brief(output['tokens'])} tokens")
+        output.setdefault("recorded", output.get("lenient", output.get("accuracy")))
+        checked.append(output)
+    return {"id": None, "solution": None} | record | {"outputs": checked}
+
+
+def read_theirs(record: dict) -> dict:
+    """A record of others, with one output or a list of them, in our layout. Raises BadRecord."""
+    fields = {}
+    for name, columns in COLUMNS.items():
+        fields[name] = first_of(record, columns)
+    texts = fields["text"] if isinstance(fields["text"], list) else [fields["text"]]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise BadRecord("has no output")
+    solution = fields["solution"]
+    recorded = fields["recorded"]
+    if recorded is None and "extracted_answer" in record:  # R1-V's SuperCLEVR files have no verdict
+        recorded = str(record["extracted_answer"]) == str(solution)
+    verdicts = {}
+    if recorded is not None:
+        verdicts["recorded"] = verdict(recorded, "verdict")
+    if record.get("gold") is not None:
+        verdicts["gold"] = verdict(record["gold"], "gold")
+    entry = {key: fields[key] for key in ("id", "problem", "solution")}
+    entry |= {key: record.get(key) for key in ("task", "options")}
+    return entry | {"outputs": [{"text": text, **verdicts} for text in texts]}
 
 
 def first_of(record: dict, columns: tuple):
@@ -506,35 +607,37 @@ def first_of(record: dict, columns: tuple):
     return None
 
 
-def entry_of(record: dict, index: int, fields: dict, texts: list[str], task: str) -> dict:
-    """A record of theirs in our layout; `fields` holds its values by the names of COLUMNS."""
-    solution = fields["solution"]
-    is_box = False
-    if isinstance(solution, list):
-        is_box = len(solution) == 4 and all(isinstance(x, int | float) for x in solution)
-        if len(solution) == 1:
-            solution = solution[0]  # OlympiadBench
+def plain_text(value, what: str) -> str:
+    """A text or a number as a text. Raises BadRecord for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return str(value)
+    raise BadRecord(f"has a {what} that is no text: {brief(value)}")
 
-    recorded = fields["recorded"]
-    if recorded is None and "extracted_answer" in record:  # R1-V's SuperCLEVR files have no verdict
-        recorded = str(record["extracted_answer"]) == str(solution)
-    verdicts = {}
-    if recorded is not None:
-        verdicts["recorded"] = float(recorded)
-    if record.get("gold") is not None:
-        verdicts["gold"] = float(record["gold"])
 
-    options = record.get("options")
-    return {
-        "index": index,
-        "id": f"#{index}" if fields["id"] is None else str(fields["id"]),
-        "problem": str(fields["problem"] or ""),
-        "solution": json.dumps(solution) if isinstance(solution, list) else str(solution),
-        "task": record.get("task") or ("grounding" if is_box else task),
-        "options": options if isinstance(options, list) else None,
-        "labels": {},
-        "outputs": [{"text": text, **verdicts} for text in texts],
-    }
+def verdict(value, what: str) -> float:
+    """0.0 to 1.0 of a number, a bool or a word. Raises BadRecord for anything else."""
+    number = VERDICTS.get(value.strip().lower()) if isinstance(value, str) else value
+    if isinstance(number, int | float) and 0 <= number <= 1:
+        return float(number)
+    raise BadRecord(f"has as {what} {brief(value)}, which is not between 0 and 1")
+
+
+def is_size(value) -> bool:
+    """Is this [width, height], both above 0?"""
+    return isinstance(value, list) and len(value) == 2 and all(is_count(x) and x > 0 for x in value)
+
+
+def is_count(value) -> bool:
+    """A number that can count tokens or pixels."""
+    return type(value) in (int, float) and 0 <= value < 1e9
+
+
+def brief(value) -> str:
+    """A value as a message shows it."""
+    look = repr(value)
+    return look if len(look) <= 40 else look[:40] + "..."
 
 
 # -----------------------------------------------------------------------------
@@ -672,8 +775,8 @@ def flip(before: dict, after: dict, now: str) -> dict:
         "problem": before["problem"],
         "solution": before["solution"],
         "now": now,
-        "a": before["outputs"][0]["answer"],
-        "b": after["outputs"][0]["answer"],
+        "a": before["outputs"][0].get("answer"),
+        "b": after["outputs"][0].get("answer"),
     }
 
 

@@ -16,16 +16,20 @@ import ast
 import atexit
 import functools
 import importlib
+import inspect
 import math
 import multiprocessing
+import numbers
 import os
 import re
 import signal
 import threading
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
-from tasks.grading import VERIFIERS, box_overlap, clean, extract_answer, read_box, same_expression
+from tasks.grading import VERIFIERS, attempt, box_overlap, clean, extract_answer, load_sympy, read_box
 
 FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -41,14 +45,23 @@ def accuracy_reward(completion: str, row: dict, strict: bool = True) -> float:
     A solution "['24/7', '3.429']" names several accepted answers. `strict` as in extract_answer. Raises
     ValueError for a task without a verifier.
     """
-    task = row.get("task", "auto")
-    if task not in VERIFIERS:
-        raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(sorted(VERIFIERS))}")
-    is_right = VERIFIERS[task]
+    is_right = verifier_of(row)
     answer = extract_answer(completion, strict)
     if not answer:
         return 0.0
-    return float(any(is_right(answer, solution, row) for solution in references(row)))
+
+    def matches(answer):
+        return any(is_right(answer, solution, row) for solution in references(row))
+
+    return float(bool(attempt(matches, answer)))
+
+
+def verifier_of(row: dict):
+    """The rule of the row's task. Raises ValueError for a task without one."""
+    task = row.get("task", "auto")
+    if task not in VERIFIERS:
+        raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(sorted(VERIFIERS))}")
+    return VERIFIERS[task]
 
 
 def references(row: dict) -> list[str]:
@@ -60,7 +73,7 @@ def references(row: dict) -> list[str]:
     if re.fullmatch(r"\s*\[\s*(['\"]).*\1\s*\]\s*", solution[:2000], re.DOTALL):
         try:
             return [str(s) for s in ast.literal_eval(solution.strip())]
-        except (ValueError, SyntaxError):  # a text that happens to have brackets and quotes
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text with brackets and quotes
             return [solution]
     return [solution]
 
@@ -87,7 +100,11 @@ def iou_reward(completion: str, row: dict, strict: bool = True) -> float:
     answer = extract_answer(completion, strict)
     if not answer:
         return 0.0
-    return max(box_overlap(answer, solution, row) for solution in references(row))
+
+    def overlap(answer):
+        return max(box_overlap(answer, solution, row) for solution in references(row))
+
+    return attempt(overlap, answer) or 0.0
 
 
 def fuzzy_reward(completion: str, row: dict, strict: bool = True) -> float:
@@ -205,7 +222,8 @@ def known_names() -> str:
 def reward_function(name: str):
     """The function behind a part's name: one of REWARDS, or the user's own f(completion, row) -> float.
 
-    The user's own is named "module:function". Raises ValueError for a name that is neither.
+    The user's own is named "module:function". Raises ValueError for a name that is neither, a module that
+    cannot be imported, and something that cannot be called with (completion, row).
     """
     if name in REWARDS:
         return REWARDS[name]
@@ -213,11 +231,22 @@ def reward_function(name: str):
     if not function:
         raise ValueError(f"unknown reward {name!r}; known rewards: {known_names()}, or module:function")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # the module is the user's: anything can happen in it
         raise ValueError(
-            f"reward {name!r} cannot be loaded ({error}); module:function needs module.py beside the script"
+            f"reward {name!r} cannot be loaded ({what_happened(error)}); "
+            "module:function needs module.py beside the script"
         ) from error
+    if not callable(found):
+        raise ValueError(f"reward {name!r} is no function but {short(found)}; {CONTRACT}")
+    try:
+        inspect.signature(found).bind("completion", {})
+    except TypeError as error:
+        wanted = inspect.signature(found)
+        raise ValueError(f"reward {name!r} is {function}{wanted} ({error}); {CONTRACT}") from error
+    except ValueError:  # of a function written in C nothing is known
+        pass
+    return found
 
 
 def own_parts(named) -> list[str]:
@@ -252,19 +281,105 @@ def parts_of(row: dict, names) -> list[str]:
 def check_weights(weights: dict) -> dict:
     """The weights, checked by name, times FORMAT_REWARD_FACTOR for format (the seeds' environment variable).
 
-    Raises SystemExit for a part that does not exist: a misspelt weight would silently drop its reward.
+    Raises SystemExit for a part that does not exist (a misspelt weight would silently drop its reward), one
+    that cannot be called, and a weight that is no number.
     """
+    if not weights or not all(isinstance(name, str) for name in weights):
+        raise SystemExit(
+            f"reward_weights: {weights} names no part of a reward; known rewards: {known_names()}"
+        )
+    checked = {}
     try:
-        for name in weights:
+        for name, weight in weights.items():
+            checked[name] = finite(weight)
+            if checked[name] is None:
+                raise ValueError(f"the weight of {name!r} is {short(weight)}; a finite number is wanted")
             if name not in GROUP_REWARDS:
                 reward_function(name)
     except ValueError as error:
         raise SystemExit(f"reward_weights: {error}") from error
-    checked = dict(weights)
     factor = os.environ.get("FORMAT_REWARD_FACTOR")
     if factor and "format" in checked:
-        checked["format"] *= float(factor)
+        try:
+            checked["format"] *= float(factor)
+        except ValueError as error:
+            raise SystemExit(
+                f"FORMAT_REWARD_FACTOR: {factor!r} is no number; set one, or unset it"
+            ) from error
+        if finite(checked["format"]) is None:
+            raise SystemExit(f"FORMAT_REWARD_FACTOR: {factor!r} is not finite; set a number, or unset it")
     return checked
+
+
+# -----------------------------------------------------------------------------
+# a user's own function: whatever goes wrong in it becomes one sentence
+# -----------------------------------------------------------------------------
+
+CONTRACT = "a reward is f(completion, row) -> a finite number"
+NOT_APPLIED = "this step was not applied"
+note = None  # of this process, in shared memory: which reward of which row it is at
+
+
+def own_part(name: str, function, completion: str, row: dict) -> float:
+    """The user's function, checked. SystemExit, one sentence, if it raises, exits or breaks CONTRACT."""
+    place = f"reward {name!r} on row {row.get('id')}"
+    if note is not None:
+        note.value = f"{os.getpid()} {place}".encode(errors="replace")[:NOTE_BYTES]
+    try:
+        value = function(completion, dict(row))  # a copy: the other parts read the row, too
+        problem = None if finite(value) is not None else f"returned {short(value)}"
+    except (GivesUp, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        problem = what_happened(error)
+    if note is not None:
+        note.value = b""
+    if problem:
+        text = repr(completion[:200])
+        raise SystemExit(f"{place}: {problem}; {CONTRACT}; {NOT_APPLIED}. The completion: {text}")
+    return finite(value)
+
+
+def finite(value) -> float | None:
+    """The value of a finite number: int, float, bool, a numpy scalar, a tensor of no dimension; else None."""
+    is_scalar = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+    if not is_scalar or isinstance(value, str):
+        return None
+    try:
+        value = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch: a complex one
+        return None
+    return value if abs(value) < 3e38 else None  # what float32 holds; NaN is not smaller
+
+
+def what_happened(error: BaseException) -> str:
+    """ "my_rewards.py, line 12: ZeroDivisionError: division by zero": the innermost line of a user's file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    where = f"{os.path.basename(frames[-1].filename)}, line {frames[-1].lineno}: " if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{os.path.basename(error.filename)}, line {error.lineno}: "
+    kind = "it ended the process: SystemExit" if isinstance(error, SystemExit) else type(error).__name__
+    try:
+        said = " ".join(str(error).split())[:300]
+    except Exception:  # the user's class, the user's __str__
+        said = ""
+    return f"{where}{kind}: {said}" if said else f"{where}{kind}"
+
+
+def is_users(file: str) -> bool:
+    """Is this a source file neither of this project nor of Python or its packages?"""
+    of_others = (__file__, "<frozen", os.path.dirname(os.__file__))
+    return not file.startswith(of_others) and "site-packages" not in file
+
+
+def short(value) -> str:
+    """A value for a sentence: its kind, and what it looks like as far as that is short."""
+    try:
+        look = " ".join(repr(value).split())
+    except Exception:  # the user's class, the user's __repr__
+        look = ""
+    look = look if len(look) <= 60 else look[:60] + "..."
+    return f"{look} ({type(value).__name__})"
 
 
 # -----------------------------------------------------------------------------
@@ -279,13 +394,23 @@ def score(completion: str, row: dict, strict: bool = True, names=("accuracy", "f
     score_group.
     """
     functions = {name: reward_function(name) for name in parts_of(row, names)}
-    parts = {}
+    if accuracy_reward in functions.values() or fuzzy_reward in functions.values():
+        verifier_of(row)  # the row's fault ends here, the completion's counts as wrong
+    parts = dict.fromkeys(functions, 0.0)
+    attempt(score_built_in, parts, functions, completion, row, strict)
+    for name, function in functions.items():
+        if name not in REWARDS:
+            parts[name] = own_part(name, function, completion, row)
+    return parts
+
+
+def score_built_in(parts: dict, functions: dict, completion: str, row: dict, strict: bool) -> None:
+    """Writes the parts of this file into `parts`; one that fails or that time is short for stays at 0."""
     for name, function in functions.items():
         if function in READS_ANSWER:
-            parts[name] = float(function(completion, row, strict))
-        else:
-            parts[name] = float(function(completion, row))
-    return parts
+            parts[name] = attempt(function, completion, row, strict) or 0.0
+        elif name in REWARDS:
+            parts[name] = attempt(function, completion, row) or 0.0
 
 
 def score_group(
@@ -309,7 +434,7 @@ def score_group(
     if "accuracy" in single:
         correct = [parts["accuracy"] for parts in scored]
     else:
-        correct = [accuracy_reward(text, row, strict) for text in texts]
+        correct = [score(text, row, strict, ("accuracy",))["accuracy"] for text in texts]
     for name in names:
         if name in GROUP_REWARDS:
             values = GROUP_REWARDS[name](correct, lengths, max_length)
@@ -326,26 +451,56 @@ def total(parts: dict, weights: dict) -> float:
     return float(sum(weights.get(name, 1.0) * part for name, part in parts.items()))
 
 
+STILL_WAITING = 60  # seconds between two lines about a scoring that takes long
+GIVE_UP = 600  # seconds for the scoring of one step: the other processes of a run wait for half an hour
+NOTE_BYTES = 300
+
+
+class GivesUp(BaseException):
+    """Raised while scoring when its time is up; no Exception, which a user's reward may catch."""
+
+
 class Scorer:
     """score_group for many groups at once, in `workers` processes (0: in this one).
 
     Make it before CUDA and the engines start: the processes are forked, each has a main thread whose alarm
-    limits symbolic work.
+    limits symbolic work. Everything that a user's reward can do ends in one sentence (SystemExit). `names`:
+    of the parts; a user's own gets a process even if workers is 0, or os._exit and a crash in C would end the
+    run without a word.
     """
 
-    def __init__(self, workers: int = 0):
+    def __init__(self, workers: int = 0, names=()):
+        global note
+        workers = max(workers, any(":" in name for name in names))
         self.pool = None
+        self.notes = [multiprocessing.RawArray("c", NOTE_BYTES + 1) for _ in range(workers or 1)]
+        note = None if workers else self.notes[0]
         if workers:
             fork = multiprocessing.get_context("fork")
-            self.pool = ProcessPoolExecutor(workers, fork, initializer=warm_up, initargs=(os.getpid(),))
+            before = set(multiprocessing.active_children())
+            setting = (os.getpid(), self.notes, fork.Value("i", 0))
+            self.pool = ProcessPoolExecutor(workers, fork, initializer=warm_up, initargs=setting)
             atexit.register(self.close)
-            self.pool.submit(int).result()  # forks all of them now, and not when the first completions come
+            first = self.pool.submit(int)  # forks all of them now, and not when the first completions come
+            self.processes = set(multiprocessing.active_children()) - before
+            self.wait(first)
 
     def run(self, function, *args):
         """Start function(*args) in a process of the pool, return at once; call the result for its value."""
         if self.pool is None:
             return functools.partial(function, *args)
-        return self.pool.submit(function, *args).result
+        try:
+            future = self.pool.submit(function, *args)
+        except BrokenProcessPool as error:  # it has died since the last step
+            raise SystemExit(self.who_died()) from error
+        return functools.partial(self.wait, future)
+
+    def wait(self, future):
+        """What the future comes to. SystemExit, one sentence, if a process of the pool has died."""
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise SystemExit(self.who_died()) from error
 
     def submit(
         self,
@@ -358,7 +513,8 @@ class Scorer:
     ):
         """Start scoring and return at once; call the result for its parts.
 
-        They come as a list (one entry per group) of lists (one per completion).
+        They come as a list (one entry per group) of lists (one per completion). The call raises SystemExit,
+        one sentence, if a user's reward breaks CONTRACT, ends its process or takes over GIVE_UP seconds.
         """
         lengths = lengths or [None] * len(groups)
         waiting = []
@@ -366,11 +522,74 @@ class Scorer:
             # images need not travel
             light = {key: value for key, value in row.items() if key not in ("images", "thinking")}
             waiting.append(self.run(score_group, texts, light, tuple(names), tokens, max_length, strict))
-        return lambda: [wait() for wait in waiting]
+        return functools.partial(self.collect, waiting)
+
+    def collect(self, waiting: list) -> list:
+        """The values of what run() has started, with a line each minute, and an end."""
+        started = time.time()
+
+        def look(signum, frame):
+            waited = time.time() - started
+            places = "; ".join(self.under_way().values())
+            if places and waited >= GIVE_UP:
+                raise GivesUp(places)
+            line = f"scoring: still waiting after {waited:.0f} s for {places or 'the parts of rewards.py'}\n"
+            os.write(2, line.encode())  # print could be at work just now, and is not re-entrant
+
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGALRM, look) if is_main else None
+        done = False
+        try:
+            if is_main:
+                signal.setitimer(signal.ITIMER_REAL, min(STILL_WAITING, GIVE_UP), STILL_WAITING)
+            values = [wait() for wait in waiting]
+            done = True
+            return values
+        except GivesUp as late:
+            took = f"scoring took over {GIVE_UP} s and was given up at {late}"
+            raise SystemExit(f"{took}; {CONTRACT}, in time; {NOT_APPLIED}") from None
+        finally:
+            if is_main:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+            if not done:
+                self.kill()  # a process that sleeps for ever would keep this one from ending
 
     def score(self, *args, **settings) -> list[list[dict[str, float]]]:
         """submit and wait."""
         return self.submit(*args, **settings)()
+
+    def under_way(self) -> dict[int, str]:
+        """{process id: "reward 'my:own' on row 17"} of the users' rewards that run now."""
+        found = {}
+        for one in self.notes:
+            process, _, place = one.value.decode(errors="replace").partition(" ")
+            if place:
+                found[int(process)] = place
+        return found
+
+    def who_died(self) -> str:
+        """A sentence about a broken pool; the others of its processes have been ended by SIGTERM."""
+        self.pool.shutdown()
+        places = self.under_way()
+        for process in self.processes:
+            code = process.exitcode
+            if code in (None, -signal.SIGTERM):
+                continue
+            how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+            if process.pid in places:
+                return f"{places[process.pid]} ended its process ({how}); {CONTRACT}; {NOT_APPLIED}"
+            if code == -signal.SIGKILL:
+                how += ", probably for want of memory: use fewer reward_workers"
+            return f"scoring: one of its processes was ended from outside ({how}); {NOT_APPLIED}"
+        return f"scoring: one of its processes was ended from outside; {NOT_APPLIED}"
+
+    def kill(self) -> None:
+        """End the processes of the pool at once, whatever they do."""
+        if self.pool is not None:
+            for process in self.processes:
+                process.kill()
+            self.close()
 
     def close(self) -> None:
         if self.pool is not None:
@@ -378,12 +597,16 @@ class Scorer:
             self.pool = None
 
 
-def warm_up(parent: int) -> bool:
+def warm_up(parent: int, notes: list, count) -> None:
     """Load sympy now, not at the first formula; leave Ctrl-C to the main process, and end with that."""
+    global note
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    return same_expression("\\sqrt{12}", "2\\sqrt{3}")
+    with count.get_lock():
+        note = notes[count.value]
+        count.value += 1
+    load_sympy()
 
 
 def end_with(parent: int) -> None:
@@ -396,7 +619,8 @@ def end_with(parent: int) -> None:
 def debug_log(texts: list[str], rows: list[dict], totals: list[float], rank: int = 0) -> None:
     """With DEBUG_MODE=true appends every completion, its reward and reference to the file LOG_PATH.
 
-    The seeds' switch; rank r > 0 writes to LOG_PATH.rankR. Raises SystemExit if LOG_PATH is not set.
+    The seeds' switch; rank r > 0 writes to LOG_PATH.rankR. Raises SystemExit if LOG_PATH is not set or cannot
+    be written.
     """
     if os.environ.get("DEBUG_MODE", "").lower() != "true":
         return
@@ -408,7 +632,13 @@ def debug_log(texts: list[str], rows: list[dict], totals: list[float], rank: int
     if rank:
         path += f".rank{rank}"
     now = time.strftime("%d-%H-%M-%S")
-    with open(path, "a", encoding="utf-8") as file:
-        for text, row, value in zip(texts, rows, totals, strict=True):
-            file.write(f"------------- {now} reward: {value} -------------\n")
-            file.write(f"problem: {row['problem']}\ncontent: {text}\nsolution: {row['solution']}\n")
+    try:
+        # errors: half a surrogate pair in a text is no reason to fail
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            for text, row, value in zip(texts, rows, totals, strict=True):
+                file.write(f"------------- {now} reward: {value} -------------\n")
+                file.write(f"problem: {row['problem']}\ncontent: {text}\nsolution: {row['solution']}\n")
+    except OSError as error:
+        raise SystemExit(
+            f"LOG_PATH: '{path}' cannot be written ({error.strerror}); name another file"
+        ) from error

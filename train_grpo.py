@@ -93,7 +93,7 @@ vllm_gpu_memory = 0.4     # share of each GPU for vLLM's weights and KV cache
 vllm_sleep = True         # on GPUs: vLLM gives its memory back during the update
 # reward
 reward_weights = {"accuracy": 1.0, "format": 1.0}  # parts of rewards.py, or your own "module:function"
-reward_workers = 4        # scoring processes beside each training process; 0 = none, enough for counting
+reward_workers = 4        # scoring processes beside each training process; 0 = none (1 for your own parts)
 # objective
 adv_norm = "group"        # divide by the std of the 'group' | of all of the step, 'batch' | 'none' (Dr. GRPO)
 drop_flat_groups = False  # leave groups without spread out of the update
@@ -218,7 +218,8 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
 def main():
     config = configure(globals(), sys.argv[1:], __file__)
     part_weights = rewards.check_weights(reward_weights)
-    scorer = rewards.Scorer(reward_workers)  # first of all: its processes must not inherit a GPU or an engine
+    # first of all: its processes must not inherit a GPU or an engine
+    scorer = rewards.Scorer(reward_workers, part_weights)
 
     # -------------------------------------------------------------------------
     # processes, checks, logs
@@ -342,6 +343,7 @@ def main():
     if step > 0 and rollout == "vllm":  # its engine has started with the weights of `model`
         sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
     log = common.Log(out_dir, rank, config, trackers, step)
+    flat_steps = common.FlatSteps()
     if eval_source and eval_interval and step == 0:
         say(f"evaluation: {eval_n} held-out rows, before the first step", flush=True)
         log.write({"step": 0} | evaluate())
@@ -379,9 +381,6 @@ def main():
         parts = [of_one for group in scored for of_one in group]  # S dicts {name of a part: value}
         reward = torch.tensor([rewards.total(of_one, part_weights) for of_one in parts])  # (S,)
         rewards.debug_log(texts, [questions[s // G] for s in range(S)], reward.tolist(), rank)
-        for s in range(S):
-            if not reward[s].isfinite():
-                blame(f"reward: {parts[s]}", "look at the reward of", questions[s // G], texts[s])
         watch.lap("reward")
 
         # 4) advantage, within each group; adv_norm 'batch' needs the rewards of all processes
@@ -500,6 +499,7 @@ def main():
         # the loss is near beta * KL by construction, as advantages sum to 0: the reward is what to watch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
         say(common.console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
+        flat_steps.add(record, say)
 
         # every prompt with its completions, for report.py and for the eye
         shown = []

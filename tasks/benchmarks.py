@@ -14,10 +14,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tasks.adapters import ADAPTERS
+from tasks.grading import attempt, load_sympy
 
 # -----------------------------------------------------------------------------
 # published answer rules: rule(output, row) -> bool; they read row["solution"] only and never raise
 # -----------------------------------------------------------------------------
+
+RULE_SECONDS = 6.0  # of CPU time for one output
 
 
 def superclevr_rule(output: str, row: dict) -> bool:
@@ -36,17 +39,29 @@ def geoqa_rule(output: str, row: dict) -> bool:
     verdict in 18 is wrong, in both directions. The versions differ, too: published figures come from
     math_verify 0.5.
     """
-    from math_verify import parse, verify  # loads sympy: a second
-    from math_verify.errors import TimeoutException
-
-    try:
-        # 10,000 characters are 2,500 tokens, more than the script let a model write
-        given = parse(output[:10000], parsing_timeout=2)
-        reference = parse(row["solution"], parsing_timeout=2)
-        # in this order, as there, although math_verify wants (reference, answer)
-        return bool(verify(given, reference, timeout_seconds=2))
-    except (TimeoutException, ValueError, TypeError, RecursionError):
+    # 10,000 characters are 2,500 tokens, more than the script let a model write
+    texts = (output[:10000], row["solution"][:10000])
+    if any(NEVER_ENDS.search(text) for text in texts):
         return False
+    load_sympy()
+    return bool(attempt(verified_whole, *texts, seconds=RULE_SECONDS))
+
+
+# 9^9^9, 2**99999, 9999!: one multiplication that fills the memory, and no alarm interrupts it
+RAISED = r"(?:\^|\*\*)[\s{(+-]{0,9}\d"
+NEVER_ENDS = re.compile(
+    rf"{RAISED}\d{{0,30}}[\s}})]{{0,9}}{RAISED}|{RAISED}\d{{4}}|\d{{4}}[\s}})]{{0,9}}!|!\s?!"
+)
+
+
+def verified_whole(output: str, solution: str) -> bool:
+    from math_verify import parse, verify
+
+    # no clock of math_verify's own: on a busy machine it takes what is right for unreadable
+    given = parse(output, parsing_timeout=None)
+    reference = parse(solution, parsing_timeout=None)
+    # in this order, as there, although math_verify wants (reference, answer)
+    return verify(given, reference, timeout_seconds=None)
 
 
 def rec_rule(output: str, row: dict) -> bool:
@@ -56,9 +71,9 @@ def rec_rule(output: str, row: dict) -> bool:
     the resized frame.
     """
     given = [0, 0, 0, 0]
-    tag = re.search(r"<answer>(.*?)</answer>", output, re.DOTALL)
-    if tag:
-        found = re.search(r"\[(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})\]", tag[1])
+    tags = in_tags(output)
+    if tags:
+        found = re.search(r"\[(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})\]", tags[0])
         if found:
             given = [int(number) for number in found.groups()]
     try:
@@ -67,7 +82,7 @@ def rec_rule(output: str, row: dict) -> bool:
         top = max(given[1], reference[1])
         right = min(given[2], reference[2])  # right and bottom are the first pixels outside
         bottom = min(given[3], reference[3])
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return False
     overlap = 0
     if right - 1 > left and bottom - 1 > top:
@@ -92,7 +107,7 @@ def ladder_rule(output: str, row: dict) -> bool:
     if geoqa_rule(output, row):
         return True
     tags = [last_tag(output), last_tag(reference)]
-    given, wanted = (re.sub(r"\s*([-+*/=])\s*", r"\1", text.strip()) for text in tags)
+    given, wanted = (re.sub(r"(?:(?<!\s)\s+)?([-+*/=])\s*", r"\1", text.strip()) for text in tags)
     if given == wanted:
         return True
     given, wanted = (text.replace("\n", " ").strip().rstrip(".").lower() for text in tags)
@@ -109,8 +124,14 @@ def ladder_rule(output: str, row: dict) -> bool:
 
 def last_tag(text: str) -> str:
     """What stands in the last answer tag, the whole text if there is none."""
-    tags = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    tags = in_tags(text)
     return tags[-1] if tags else text
+
+
+def in_tags(text: str) -> list[str]:
+    """What stands in the answer tags of a text."""
+    closed = text[: text.rfind("</answer>") + len("</answer>")]  # the rest would be read once per open tag
+    return re.findall(r"<answer>(.*?)</answer>", closed, re.DOTALL)
 
 
 HINTS = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")

@@ -23,7 +23,10 @@ import logging
 import math
 import re
 import signal
+import sys
 import threading
+import time
+from collections import Counter
 from fractions import Fraction
 
 log = logging.getLogger(__name__)
@@ -1031,13 +1034,104 @@ def six_digits(value: Fraction, decimal: str, exact: Fraction) -> bool:
 
 
 # -----------------------------------------------------------------------------
-# symbolic work: the only part that could take long, hence tame input and a time limit
+# limits: whatever a completion holds, it gets a verdict, and soon
+# -----------------------------------------------------------------------------
+
+SECONDS = 2.0  # of CPU time for one completion, with all its parts, references and options
+COMPARISON = 1.0  # of CPU time for one symbolic comparison
+AGAIN = 0.05  # so much later the alarm rings once more, in case a library has swallowed it
+deadline = math.inf  # in CPU time of the main thread: when the alarm rings
+rang = False  # the attempt that runs now is out of time
+timeouts = 0  # attempts of this process that took too long and counted as wrong
+failures = Counter()  # {kind of error: attempts of this process that raised it and counted as wrong}
+
+
+class TookTooLong(BaseException):
+    """Raised by the alarm. No Exception: math_verify would turn that into an empty formula."""
+
+
+def attempt(work, *args, seconds: float = SECONDS):
+    """work(*args); None, which counts as wrong, if it raises an error or takes over `seconds` of CPU time.
+
+    CPU time of this thread, not time on the wall: what is right stays right on a busy machine. Attempts nest,
+    and the limit of the outer one holds for all within. The alarm is a signal, which only the main thread of
+    a process gets (each of Scorer's has one); in other threads there is no limit, only tame input.
+    """
+    global rang, timeouts
+    outer = deadline
+    try:
+        set_alarm(min(outer, time.thread_time() + seconds))
+        result = work(*args)
+        if rang:
+            raise TookTooLong  # and somebody swallowed it: the result is not to be trusted
+        return result
+    except TookTooLong:
+        set_alarm(math.inf)
+        timeouts += 1
+        forget_half_done()
+        log_once(f"{shown(args)} took over {seconds:.2g} s of CPU time and counts as wrong")
+    except Exception as error:  # of sympy anything; of our own code nothing that we know of
+        set_alarm(math.inf)
+        kind = type(error).__name__
+        failures[kind] += 1
+        forget_half_done()
+        if failures[kind] == 1:
+            log.warning(f"{shown(args)} failed with {kind}; such answers count as wrong")
+    finally:
+        rang = False
+        set_alarm(outer)
+    return None
+
+
+def set_alarm(end: float) -> None:
+    """Ring at this CPU time of the main thread, math.inf: not at all. Other threads: nothing happens."""
+    global deadline
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGPROF) is not ring:
+        signal.signal(signal.SIGPROF, ring)  # for good: without a handler a late signal would end the process
+        signal.siginterrupt(signal.SIGPROF, False)  # system calls of other threads go on
+    deadline = end
+    left = 0 if end == math.inf else max(end - time.thread_time(), 0.001)
+    signal.setitimer(signal.ITIMER_PROF, left, AGAIN)
+
+
+def ring(signum, frame) -> None:
+    """The alarm. The timer counts all threads of the process (torch has many): is it this one's time?"""
+    global deadline, rang
+    if deadline == math.inf:
+        return  # too late, the work is done
+    now = time.thread_time()
+    if now < deadline:
+        signal.setitimer(signal.ITIMER_PROF, max(deadline - now, 0.001), AGAIN)
+        return
+    rang = True
+    deadline = now + AGAIN
+    raise TookTooLong
+
+
+def forget_half_done() -> None:
+    """Empty the caches that an interrupted comparison may have left with half a result."""
+    for cached in (parse_latex, verified, constant_ratio, real_value):
+        cached.cache_clear()
+    if "sympy" in sys.modules:
+        from sympy.core.cache import clear_cache
+
+        clear_cache()
+
+
+def shown(args) -> str:
+    """The texts that were compared, for a line of the log."""
+    texts = [repr(arg[:200]) for arg in args if isinstance(arg, str)]
+    return f"comparison of {' with '.join(texts)}"
+
+
+# -----------------------------------------------------------------------------
+# symbolic work: the only part that could take long, hence tame input
 # -----------------------------------------------------------------------------
 
 EXPONENT = rf"\^\s*({BRACES}|\([^()]*\)|[-+]?\s*(?:\d+|[a-zA-Z]|\\pi))"
 ENDLESS = re.compile(r"!|\\(?:sum|prod|int|lim|binom|Gamma|zeta|approx)|\d{31}|\d\s+\d")
-SECONDS = 1.0  # for one comparison
-timeouts = 0  # comparisons of this process that took longer and counted as wrong
 
 
 def is_tame(text: str) -> bool:
@@ -1060,53 +1154,26 @@ def is_tame(text: str) -> bool:
     return not any(word == "or" or len(word) > 2 and word not in FUNCTIONS for word in words)
 
 
-class TookTooLong(Exception):
-    """Raised by the alarm of `symbolic`."""
-
-
-def ring(signum, frame):
-    raise TookTooLong
-
-
 def symbolic(work, *texts: str):
-    """work(*texts) with math_verify and sympy; None, which counts as wrong, if it fails or is too slow.
-
-    The limit is an alarm signal, which only the main thread of a process can set; each of Scorer's has one.
-    """
-    global timeouts
+    """work(*texts) with math_verify and sympy; None, which counts as wrong, if it fails or is too slow."""
     if not all(text and is_tame(text) for text in texts):
         return None
+    load_sympy()
+    return attempt(work, *texts, seconds=COMPARISON)
 
-    from math_verify.errors import TimeoutException  # loads sympy, about a second: only when needed
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the limit is ours, which it is
+@functools.cache
+def load_sympy() -> None:
+    """Import math_verify and use it once, at nobody's expense: seconds, and only when first needed."""
+    outer, started = deadline, time.thread_time()
+    set_alarm(math.inf)
 
-    alarm = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGALRM, ring) if alarm else None
-    try:
-        if alarm:
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        return work(*texts)
-    except (TookTooLong, TimeoutException):
-        timeouts += 1
-        compared = " with ".join(map(repr, texts))
-        log_once(f"symbolic comparison of {compared} took over {SECONDS:.0f} s and counts as wrong")
-    except (
-        ArithmeticError,
-        ValueError,
-        TypeError,
-        RecursionError,
-        AttributeError,
-        NotImplementedError,
-        MemoryError,
-    ) as error:  # what sympy lets through
-        kind = type(error).__name__
-        log_once(f"symbolic comparison failed with {kind}; such answers count as wrong")
-    finally:
-        if alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-    return None
+    import math_verify
+
+    # it warns that the limit of time is ours, which it is
+    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+    verified("\\sqrt{12}", "2\\sqrt{3}")
+    set_alarm(outer + time.thread_time() - started)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1130,12 +1197,15 @@ def constant(parsed: list) -> complex | None:
     return value if math.isfinite(abs(value)) else None
 
 
-@functools.lru_cache(maxsize=4096)  # the G completions of one prompt repeat the same few answers
+# The caches hold finished verdicts only: an attempt that was given up raises, and is made anew the next time.
+
+
 def same_expression(answer: str, solution: str) -> bool:
     """Symbolic equality by math_verify; False, and a line in the log, if it cannot decide."""
     return bool(symbolic(verified, answer, solution))
 
 
+@functools.lru_cache(maxsize=4096)  # the G completions of one prompt repeat the same few answers
 def verified(answer: str, solution: str) -> bool:
     from math_verify import verify
 
@@ -1150,12 +1220,12 @@ def verified(answer: str, solution: str) -> bool:
     return bool(gold and given) and verify(gold, given, timeout_seconds=None)
 
 
-@functools.lru_cache(maxsize=4096)
 def proportional(answer: str, solution: str) -> bool:
     """Is one expression a constant times the other? Then "answer = 0" and "solution = 0" are one equation."""
     return bool(symbolic(constant_ratio, answer, solution))
 
 
+@functools.lru_cache(maxsize=4096)
 def constant_ratio(answer: str, solution: str) -> bool:
     import sympy
 
@@ -1166,7 +1236,6 @@ def constant_ratio(answer: str, solution: str) -> bool:
     return not ratio.free_symbols and ratio.is_finite and ratio != 0
 
 
-@functools.lru_cache(maxsize=4096)
 def nearly(text: str) -> float | None:
     """The value of a constant: 12.566 for "4\\pi", 12.57 for "12.57 units if ..."; None if it is none."""
     exact = number(text)
@@ -1178,6 +1247,7 @@ def nearly(text: str) -> float | None:
     return symbolic(real_value, text)
 
 
+@functools.lru_cache(maxsize=4096)
 def real_value(text: str) -> float | None:
     value = constant(parse_latex(text))
     return value.real if value is not None and value.imag == 0 else None
@@ -1218,12 +1288,12 @@ def read_box(text: str) -> list[float] | None:
 
 
 def boxes_in(node) -> list[list]:
-    """All lists of four finite numbers in a value that json.loads has read."""
+    """All lists of four numbers in a value that json.loads has read, none beyond any image (or NaN)."""
     if isinstance(node, dict):
         return [box for child in node.values() for box in boxes_in(child)]
     if not isinstance(node, list):
         return []
-    if len(node) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in node):
+    if len(node) == 4 and all(type(x) in (int, float) and abs(x) < 1e9 for x in node):
         return [node]
     return [box for child in node for box in boxes_in(child)]
 

@@ -90,7 +90,10 @@ def test_bad_knob_grpo(grpo, tmp_path, knob, words):
 def test_batch_that_does_not_divide(request, tmp_path, script):
     name = {"sft": "batch_size", "grpo": "prompts_per_step"}[script]
     text = run([*request.getfixturevalue(script), f"--{name}=5"], tmp_path / "log", code=1, ranks=2)
-    assert f"{name}: 5" in text and "do not divide among 2 processes" in text and "multiple of 2" in text
+    sentence = [line for line in text.splitlines() if f"{name}: 5" in line]
+    assert len(sentence) == 1 and sentence[0] in text.splitlines()[-2]  # the last line is torchrun's ruler
+    remedy = f"start 1, 5 of them, or set --{name}=4 or 6"
+    assert f"do not divide among 2 processes; {remedy}" in sentence[0]
 
 
 def test_out_dir_of_another_run(sft, tmp_path):
@@ -125,7 +128,7 @@ def test_vllm_that_cannot_be_imported(grpo, tmp_path):
 )  # the last has one slash, as a hub id
 def test_missing_model(sft, tmp_path, path):
     path = path.format(tmp=tmp_path)
-    refuses([*sft, f"--model={path}"], tmp_path / "log", "model", "no config.json", f"'{path}'")
+    refuses([*sft, f"--model={path}"], tmp_path / "log", "model", f"there is no '{path}'")
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,53 @@ def test_what_is_not_a_knob_cannot_be_set(call, name):
     assert f"unknown knob '{name}'" in refusal(call, f"--{name}=1")
 
 
-@pytest.mark.parametrize("text", ["beta = true", "beta = = 1"])
-def test_file_that_does_not_run_is_one_sentence(call, text):
-    assert "x.py" in refusal(call, "x.py", x=text)
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("beta = true", "NameError"),
+        ("beta = = 1", "SyntaxError"),
+        ("beta = 1 / 0", "ZeroDivisionError"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("open('/no/such/file')", "FileNotFoundError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("def f(): f()\nf()", "RecursionError"),
+        ("beta = 1\0", "null bytes"),
+    ],
+)
+def test_file_that_does_not_run_is_one_sentence(call, text, error):
+    sentence = refusal(call, "x.py", x=text)
+    assert sentence.startswith("config file x.py does not run: ") and error in sentence
+
+
+def test_a_folder_is_no_config_file(call):
+    Path("x.py").mkdir()
+    assert "'x.py' is not an existing .py file" in refusal(call, "x.py")
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "owner"),
+    [
+        ("train_grpo.py", "tiny_sft.py", "train_sft.py"),
+        ("train_sft.py", "tiny.py", "train_grpo.py"),
+        ("train_sft.py", "ablate_two_updates.py", "train_grpo.py"),
+        ("eval.py", "tiny.py", "train_grpo.py"),
+        ("train_grpo.py", "tiny_eval.py", "eval.py"),
+        ("eval.py", "distill.py", "distill.py"),
+    ],
+)
+def test_a_config_of_another_script_is_recognised(script, config, owner):
+    root = Path(__file__).parent.parent
+    sentence = refusal(
+        lambda *argv: configure({}, list(argv), str(root / script)), f"{root}/configs/{config}"
+    )
+    assert sentence.endswith(f"this is a config of {owner}: run {owner} {root}/configs/{config}")
+
+
+def test_a_knob_of_another_script_is_recognised():
+    script = str(Path(__file__).parent.parent / "train_sft.py")
+    with pytest.raises(SystemExit, match="'group_size' in command line; it is a knob of train_grpo.py"):
+        configure({}, ["--group_size=8"], script)
 
 
 def test_script_without_a_block(tmp_path):

@@ -4,8 +4,10 @@ Run: python -m pytest -q tests/test_rewards.py. All expectations are worked out 
 the scorer.
 """
 
+import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -618,7 +620,7 @@ def test_fuzz_never_raises_and_is_deterministic():
         for strict in (True, False):
             parts = score("<answer>" * strict + text, row(solution or "3", "auto"), strict)
             assert all(type(part) is float and part in (0.0, 1.0) for part in parts.values())
-    grading.same_expression.cache_clear()  # compare fresh verdicts, not remembered ones
+    grading.verified.cache_clear()  # compare fresh verdicts, not remembered ones
     assert all(verifier(*pair) is verdict for verifier, pair, verdict in seen)
 
 
@@ -658,7 +660,7 @@ def test_row_is_not_changed_and_solution_may_be_a_number():
 
 def test_expressions_are_compared_in_other_threads_too():
     verdicts = []
-    grading.same_expression.cache_clear()
+    grading.verified.cache_clear()
     thread = threading.Thread(target=lambda: verdicts.append(grading.same_math("\\sqrt{12}", "2√{3}")))
     thread.start()
     thread.join(60)
@@ -1127,11 +1129,156 @@ def test_the_pool_gives_the_same_parts_and_survives_hard_answers():
         pool.close()
 
 
+@pytest.mark.parametrize("cut_short, empty", [("parse", []), ("verify", False)])
+def test_what_the_alarm_cut_short_is_not_remembered(cut_short, empty, monkeypatch):
+    def swallows_the_alarm(*args, **settings):
+        try:
+            work_for_ever("")
+        except BaseException:
+            return empty
+
+    grading.load_sympy()
+    grading.forget_half_done()
+    with monkeypatch.context() as patch:
+        patch.setattr(grading, "COMPARISON", 0.1)
+        patch.setattr(f"math_verify.{cut_short}", swallows_the_alarm)
+        assert grading.same_expression("\\sqrt{12}", "2\\sqrt{3}") is False
+    assert grading.same_expression("\\sqrt{12}", "2\\sqrt{3}") is True
+
+
+def work_for_ever(text):
+    while True:
+        pass
+
+
 def test_symbolic_work_is_stopped_after_its_time(caplog):
-    before, started = grading.timeouts, time.time()
-    assert grading.symbolic(lambda text: time.sleep(30), "x+1") is None
-    assert time.time() - started < 10 and grading.timeouts == before + 1 and "counts as wrong" in caplog.text
+    before, started = grading.timeouts, time.thread_time()
+    assert grading.symbolic(work_for_ever, "x+1") is None
+    assert 0.9 < time.thread_time() - started < 2
+    assert grading.timeouts == before + 1 and "counts as wrong" in caplog.text
     assert grading.symbolic(lambda text: text, "x+1") == "x+1"  # the alarm is off again
+
+
+def test_an_alarm_within_the_parser_poisons_no_cache(monkeypatch):
+    """Wherever the alarm falls: the verdict of that time is wrong, and the next one right again."""
+    grading.load_sympy()
+    before = grading.timeouts
+    for milliseconds in (1, 2, 3, 5, 8, 12, 20, 30):
+        grading.verified.cache_clear()
+        grading.forget_half_done()
+        monkeypatch.setattr(grading, "COMPARISON", milliseconds / 1000)
+        grading.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
+        monkeypatch.setattr(grading, "COMPARISON", 10.0)
+        assert grading.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
+    assert grading.timeouts > before
+
+
+def test_an_alarm_that_is_swallowed_counts():
+    def swallows(text):
+        try:
+            work_for_ever(text)
+        except BaseException:
+            return True
+
+    assert grading.attempt(swallows, "x", seconds=0.1) is None
+    assert grading.attempt(swallows, "x", seconds=0.1) is None  # the alarm rings each time
+
+
+def test_the_time_of_other_threads_and_of_waiting_does_not_count():
+    def wait(seconds):
+        time.sleep(seconds)
+        return "done"
+
+    def burn():
+        until = time.time() + 1.0
+        while time.time() < until:
+            hashlib.sha256(bytes(2**22)).digest()  # without the lock of the interpreter
+
+    burning = threading.Thread(target=burn)
+    burning.start()
+    assert grading.attempt(wait, 1.0, seconds=0.3) == "done"
+    burning.join()
+
+
+def test_all_references_and_parts_share_one_limit(monkeypatch):
+    monkeypatch.setitem(rewards.VERIFIERS, "math", lambda answer, solution, row: work_for_ever(answer))
+    ten = row(str([f"{i}/7" for i in range(10)]), "math")
+    started = time.thread_time()
+    parts = score("<think>x</think><answer>3</answer>", ten, names=("format", "accuracy", "fuzzy", "iou"))
+    assert time.thread_time() - started < 2.5
+    assert parts["format"] == 1.0 and parts["accuracy"] == parts["fuzzy"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError, RecursionError, MemoryError, ValueError, KeyError, re.error]
+)
+def test_a_comparison_that_fails_is_wrong_and_counted(error, monkeypatch):
+    def fails(answer, solution, row):
+        raise error("x")
+
+    monkeypatch.setitem(rewards.VERIFIERS, "math", fails)
+    before = grading.failures[error.__name__]
+    parts = score("<think>x</think><answer>3</answer>", row("3", "math"))
+    assert parts == {"accuracy": 0.0, "format": 1.0}
+    assert grading.failures[error.__name__] == before + 1
+
+
+@pytest.mark.slow
+def test_right_answers_stay_right_in_fresh_processes_under_load():
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    code = "from tasks.grading import same_math; print(same_math('\\\\sqrt{12}', '2\\\\sqrt{3}'))"
+    try:
+        command = [sys.executable, "-c", code]
+        fresh = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, process_group=0)
+            for _ in range(4)
+        ]
+        assert [process.communicate(timeout=120)[0].strip() for process in fresh] == ["True"] * 4
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+LONG = ["9" * 5000, "1" + "0" * 309, "0." + "0" * 400, "٣" * 500, "²" * 500, "(" * 3000, "\\frac{" * 900]
+LONG += ["[1e308, -1e308, 1e308, 1e308]", "[9e999, 1, 2, 3]", "x^" * 900, '{"a":' * 900, "\n" * 9000]
+# fmt: off
+ODD = [
+    "1e999999", "10**10**10", "1000000!", "nan", "Infinity", "-0", "i", "\\pi", "\u202e",
+    "Ⅻ", "①", "３", "null",
+    "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\int", "\\sum_{n=1}^{99}", "\\log",
+    "|", "<", "\\cup",
+]
+# fmt: on
+
+
+def test_no_completion_and_no_reference_is_more_than_a_score():
+    rng = random.Random(1)
+
+    def text():
+        return "".join(rng.choices(PIECES + ODD, k=rng.randint(0, 12))) + rng.choice(["", *LONG]) * (
+            rng.random() < 0.2
+        )
+
+    for _ in range(400):
+        asked = row(text() or "3", rng.choice(sorted(rewards.VERIFIERS))) | {"problem": text()}
+        if rng.random() < 0.2:
+            asked["options"] = [text() for _ in range(10)]
+        texts = [f"<think>{text()}</think><answer>{text()}</answer>", text(), f"so \\boxed{{{text()}}}"]
+        started = time.thread_time()
+        scored = rewards.score_group(texts, asked, PARTS, [1, 2, 3], 9, rng.random() < 0.5)
+        assert time.thread_time() - started < 3 * 2.5
+        assert all(type(part) is float and -1 <= part <= 1 for parts in scored for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    "box", ["[1e308, -1e308, 1e308, 1e308]", "[" + "9" * 400 + ", 2, 3, 4]", "[1e999, 0, 1, 1]"]
+)
+def test_a_box_beyond_any_image_is_none(box):
+    parts = score(
+        f"<answer>{box}</answer>", row("[1, 2, 3, 4]", "grounding"), names=("accuracy", "iou", "format")
+    )
+    assert parts == {"accuracy": 0.0, "iou": 0.0, "format": 0.0}
 
 
 # -----------------------------------------------------------------------------
@@ -1203,7 +1350,7 @@ def test_any_text_is_scored_quickly_and_twice_the_same(text, solution, task):
         started = time.process_time()  # not the clock on the wall: the machine may be busy
         first = score(completion, given_row, strict, names)
         assert time.process_time() - started < 2
-        for cached in (grading.same_expression, grading.proportional, grading.nearly):
+        for cached in (grading.verified, grading.constant_ratio, grading.real_value):
             cached.cache_clear()
         assert score(completion, given_row, strict, names) == first
         assert all(-1 <= part <= 1 for part in first.values())
