@@ -594,6 +594,8 @@ def read_theirs(record: dict) -> dict:
         verdicts["recorded"] = verdict(recorded, "verdict")
     if record.get("gold") is not None:
         verdicts["gold"] = verdict(record["gold"], "gold")
+    if isinstance(fields["problem"], dict):  # R1-V's files have the whole row there
+        fields["problem"] = first_of(fields["problem"], COLUMNS["problem"])
     entry = {key: fields[key] for key in ("id", "problem", "solution")}
     entry |= {key: record.get(key) for key in ("task", "options")}
     return entry | {"outputs": [{"text": text, **verdicts} for text in texts]}

@@ -145,6 +145,13 @@ def test_verdicts_in_words_a_byte_order_mark_and_torn_lines(tmp_path, capsys):
     assert read["skipped"] == 1 and "record 2 of 'f.jsonl' is no JSON object" in capsys.readouterr().out
 
 
+def test_the_row_that_r1v_files_have_for_a_question(tmp_path):
+    record = theirs()
+    record["results"][0]["question"] = {"image_path": "0.png", "question": "How many?", "ground_truth": 0}
+    read = results.read_results(save(tmp_path / "f.json", record))
+    assert [entry["problem"] for entry in read["results"]] == ["How many?", "q", "q"]
+
+
 def test_a_damaged_result_of_our_own_is_named_when_an_evaluation_goes_on(tmp_path):
     for damaged in ('{"knobs": {', '{"knobs": {}, "results": 5}', "[]", "[" * 9999):
         (tmp_path / "a.json").write_text(damaged)
