@@ -24,6 +24,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -385,12 +386,38 @@ def save(engine, model, base: dict[str, bytes], stream, step: int, config: dict,
     """
     out_dir = Path(config["out_dir"])
     path = out_dir / f"step-{step:06d}"
-    try:
+    with full_disk_explained(path):
         save_state(engine, stream, step, config, rank)
         export(model, base, path, config, rank)
+        if rank == 0:
+            prune(out_dir, step, config["keep"])
+
+
+def prune(out_dir: Path, step: int, keep: int) -> None:
+    """Remove all states but the newest KEEP_STATES, all exports but the newest `keep` (0 = none).
+
+    Those of later steps do not count as the newest: they are of a run that has gone back to an older state.
+    Such states go, such exports stay.
+    """
+    states = complete(out_dir / "resume")
+    kept = [state for state in states if step_of(state) <= step][-KEEP_STATES:]
+    for state in states:
+        if state not in kept:
+            remove(state)
+    exports = [old for old in complete(out_dir) if step_of(old) <= step]
+    for old in exports[:-keep] if keep else []:
+        remove(old)
+
+
+@contextmanager
+def full_disk_explained(path: Path):
+    """SystemExit, one sentence, if writing the export `path`, its state or the logs beside it fails."""
+    try:
+        yield
     except Exception as error:
         if not is_disk_error(error):
             raise
+        out_dir = path.parent
         for left in (out_dir / "resume" / f"{path.name}.tmp", out_dir / f"{path.name}.tmp"):
             shutil.rmtree(left, ignore_errors=True)  # gives back the room that it has taken
         why = str(error).splitlines()[0][:160]
@@ -400,17 +427,6 @@ def save(engine, model, base: dict[str, bytes], stream, step: int, config: dict,
             f"save: writing '{path}' failed ({why}); free some space and run the same command again: "
             f"it goes on from {newest}"
         ) from error
-    if rank == 0:
-        # later ones are of a run that has gone back to an older state: they do not count as the newest
-        states = complete(out_dir / "resume")
-        kept = [state for state in states if step_of(state) <= step][-KEEP_STATES:]
-        for state in states:
-            if state not in kept:
-                remove(state)
-        exports = [old for old in complete(out_dir) if step_of(old) <= step]
-        if config["keep"] > 0:
-            for old in exports[: -config["keep"]]:
-                remove(old)
 
 
 def is_disk_error(error: Exception) -> bool:
@@ -491,13 +507,16 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
     if whole:
         step = load_state(engine, stream, whole, rank)
         say(f"resume: step {step} of {out_dir}")
-        path = out_dir / whole.name
-        if not path.exists():
+    path = out_dir / f"step-{step:06d}"
+    with full_disk_explained(path):
+        if whole and not path.exists():
             say(f"resume: writing {path}, which the run that was killed had still to write")
             export(model, base, path, config, rank)
-    if rank == 0:
-        truncate_logs(out_dir, step)
-        common.replace_file(out_dir / "config.json", json.dumps(config, indent=1))
+        if rank == 0:
+            prune(out_dir, step, config["keep"])
+            has_rollouts = "group_size" in config
+            truncate_logs(out_dir, step, ["metrics.jsonl", "rollouts.jsonl"][: 1 + has_rollouts])
+            common.replace_file(out_dir / "config.json", json.dumps(config, indent=1))
     torch.distributed.barrier()
     return step
 
@@ -562,23 +581,29 @@ def start_over(out_dir: Path) -> None:
         (out_dir / name).unlink(missing_ok=True)
 
 
-def truncate_logs(out_dir: Path, step: int) -> None:
-    """Drop from the logs the steps that the resumed run will do again, and lines cut off in mid-write."""
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
+def truncate_logs(out_dir: Path, step: int, names: list[str]) -> None:
+    """Drop from the logs the steps that the resumed run will do again, and lines cut off in mid-write.
+
+    Says so if steps that were done are missing at their end.
+    """
+    for name in names:
         path = out_dir / name
-        if not path.exists():
-            continue
         temporary = path.with_name(name + ".tmp")
-        with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w") as new:
-            for line in old:
-                written = step_of_line(line)
-                if written is None:
-                    print(f"resume: dropped a damaged line of {path}", file=sys.stderr)
-                # a run that starts anew writes its evaluation at step 0 again
-                elif step > 0 and written <= step:
-                    new.write(line)
-        common.flush(temporary)
-        os.replace(temporary, path)
+        last = 0  # step of the last line that is kept
+        if path.exists():
+            with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w") as new:
+                for line in old:
+                    written = step_of_line(line)
+                    if written is None:
+                        print(f"resume: dropped a damaged line of {path}", file=sys.stderr)
+                    # a run that starts anew writes its evaluation at step 0 again
+                    elif step > 0 and written <= step:
+                        new.write(line)
+                        last = written
+            common.flush(temporary)
+            os.replace(temporary, path)
+        if last < step:
+            print(f"resume: steps {last + 1} to {step} are missing in {path}", file=sys.stderr)
 
 
 def step_of_line(line: str) -> int | None:

@@ -75,9 +75,7 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
-    # what DeepSpeed compiles (its CPU Adam, for offload_optimizer) needs the ninja of this environment, found
-    # without `activate`
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+    # what vLLM has compiled on GPUs needs the ninja of this environment, found without `activate`
     programs = os.path.join(sys.prefix, "bin")
     if programs not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = programs + os.pathsep + os.environ["PATH"]
@@ -590,9 +588,12 @@ class Log:
         if rank != 0:
             return
         header = run_header(sys.argv) | {"id": run_id(out_dir, step)}
-        replace_file(Path(out_dir, "run.json"), json.dumps(header, indent=1))
-        # open for the whole run, each line written at once
-        self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115
+        try:
+            replace_file(Path(out_dir, "run.json"), json.dumps(header, indent=1))
+            # open for the whole run, each line written at once
+            self.file = open(Path(out_dir, "metrics.jsonl"), "a", buffering=1)  # noqa: SIM115
+        except OSError as error:
+            raise self.failure("run.json", error) from error
         if "tensorboard" in trackers:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -359,10 +359,10 @@ def test_logs_are_never_empty_while_they_are_rewritten(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.truncate_logs(tmp_path, 10)
+        checkpoint.truncate_logs(tmp_path, 10, ["rollouts.jsonl"])
     assert log.read_text() == lines
     monkeypatch.undo()
-    checkpoint.truncate_logs(tmp_path, 10)
+    checkpoint.truncate_logs(tmp_path, 10, ["rollouts.jsonl"])
     assert len(log.read_text().splitlines()) == 11
 
 
@@ -378,9 +378,32 @@ def test_damaged_lines_of_a_log_are_dropped_and_said(tmp_path, capsys):
         b'{"step": 3}',
     ]
     (tmp_path / "metrics.jsonl").write_bytes(good + b"".join(bad[:-1]) + good + bad[-1])
-    checkpoint.truncate_logs(tmp_path, 9)
+    checkpoint.truncate_logs(tmp_path, 9, ["metrics.jsonl"])
     assert (tmp_path / "metrics.jsonl").read_bytes() == good * 2
-    assert capsys.readouterr().err.count("dropped a damaged line") == len(bad)
+    said = capsys.readouterr().err
+    assert said.count("dropped a damaged line") == len(bad)
+    assert "steps 2 to 9 are missing in" in said
+
+
+def test_a_log_that_is_gone_is_said(tmp_path, capsys):
+    checkpoint.truncate_logs(tmp_path, 2, ["metrics.jsonl", "rollouts.jsonl"])
+    assert capsys.readouterr().err.count("steps 1 to 2 are missing in") == 2
+    checkpoint.truncate_logs(tmp_path, 0, ["metrics.jsonl"])
+    assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    """A state that was half removed when its run was killed goes when the next one starts. A run that
+    has gone back to step 4 keeps what is at or before it: later states go, later exports stay.
+    """
+    for step in (2, 3, 4, 6):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / "resume" / f"step-{step:06d}").mkdir(parents=True)
+    checkpoint.prune(tmp_path, 4, keep=2)
+    assert [checkpoint.step_of(path) for path in checkpoint.complete(tmp_path / "resume")] == [3, 4]
+    assert [checkpoint.step_of(path) for path in checkpoint.complete(tmp_path)] == [3, 4, 6]
+    checkpoint.prune(tmp_path, 6, keep=0)
+    assert [checkpoint.step_of(path) for path in checkpoint.complete(tmp_path)] == [3, 4, 6]
 
 
 def test_curves_do_not_double(tmp_path):

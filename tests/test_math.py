@@ -460,7 +460,7 @@ def test_logs_of_a_run_that_starts_anew_or_goes_on(tmp_path):
     lines = "".join(f'{{"step": {step}}}\n' for step in range(4)) + '{"step": 4, "re'
     for step, kept in ((0, []), (2, [0, 1, 2])):
         (tmp_path / "metrics.jsonl").write_text(lines)
-        checkpoint.truncate_logs(tmp_path, step)
+        checkpoint.truncate_logs(tmp_path, step, ["metrics.jsonl"])
         left = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in left] == kept
 
