@@ -507,7 +507,7 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
     if whole:
         step = load_state(engine, stream, whole, rank)
         say(f"resume: step {step} of {out_dir}")
-    path = out_dir / f"step-{step:06d}"
+    path = out_dir / whole.name if whole else out_dir / "config.json"
     with full_disk_explained(path):
         if whole and not path.exists():
             say(f"resume: writing {path}, which the run that was killed had still to write")

@@ -39,6 +39,7 @@ MATH = "tests/test_math.py"
 LEARNING = "tests/test_learning.py"
 PACKED = "tests/test_qwen.py -k packed"
 RUNS = "tests/test_runs.py"
+FOLDER = "tests/test_checkpoint.py"
 
 MUTANTS = [
     # the signs and factors of the loss
@@ -270,13 +271,16 @@ MUTANTS = [
         "tests/test_step.py -k exported",
     ),
     Mutant(CHECKPOINT, 'stream.cursor = loop["cursors"][rank]', "stream.cursor = 0", f"{RUNS} -k killed"),
-    Mutant(CHECKPOINT, 'get("step", 0) <= step', 'get("step", 0) < step', f"{RUNS} -k killed"),
-    Mutant(
-        CHECKPOINT,
-        'complete(Path(out_dir))[: -config["keep"]]',
-        'complete(Path(out_dir))[config["keep"] :]',
-        f"{RUNS} -k checkpoints",
-    ),
+    Mutant(CHECKPOINT, "written <= step:", "written < step:", FOLDER),
+    Mutant(CHECKPOINT, "elif step > 0 and", "elif", MATH),
+    Mutant(CHECKPOINT, "for old in exports[:-keep]", "for old in exports[:keep]", FOLDER),
+    Mutant(CHECKPOINT, "[-KEEP_STATES:]", "[:KEEP_STATES]", FOLDER),
+    Mutant(CHECKPOINT, "weights_only=True", "weights_only=False", FOLDER),
+    Mutant(CHECKPOINT, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", FOLDER),
+    Mutant(CHECKPOINT, "!= digest", "== digest", FOLDER),
+    Mutant(CHECKPOINT, r"step-\d{6,}", r"step-\d+", FOLDER),
+    Mutant(CHECKPOINT, "12 * trained", "8 * trained", FOLDER),
+    Mutant(CHECKPOINT, "if knob not in FREE_KNOBS:", "if knob in FREE_KNOBS:", FOLDER),
     Mutant(
         CHECKPOINT,
         'stream.skipped = loop["skipped"][rank]',
