@@ -602,6 +602,7 @@ def warm_up(parent: int, notes: list, count) -> None:
     global note
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setpgrp()  # torchrun sends SIGTERM to a process's whole group, and the last step needs its rewards
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     with count.get_lock():
         note = notes[count.value]

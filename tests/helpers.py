@@ -46,8 +46,7 @@ def environment(bin: Path) -> dict[str, str]:
     """The variables of a script's process: ours, without what an engine in the pytest process has set."""
     of_engine = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     inherited = {name: value for name, value in os.environ.items() if name not in of_engine}
-    # as in an activated environment: DeepSpeed's extension is compiled anew (a minute) whenever another ninja
-    # is found first
+    # as in an activated environment
     path = f"{bin}{os.pathsep}{inherited.get('PATH', '')}"
     return inherited | {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
 

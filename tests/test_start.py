@@ -18,6 +18,7 @@ from helpers import GRPO, ROOT, Script, environment, records
 
 import common
 import qwen
+from configurator import find_block
 
 # -----------------------------------------------------------------------------
 # the sentence under torchrun
@@ -214,6 +215,18 @@ def test_the_damaged_file_of_a_checkpoint_is_named(tiny_folder, tmp_path, name, 
 # -----------------------------------------------------------------------------
 # knobs
 # -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["train_grpo.py", "train_sft.py", "eval.py"])
+def test_no_variable_of_main_hides_a_knob(script):
+    """Knobs are globals: one that main() assigned would be a local variable there, unset until then."""
+    program = compile((ROOT / script).read_text(), script, "exec")
+    main = [code for code in program.co_consts if getattr(code, "co_name", "") == "main"]
+    assert len(main) == 1 and not set(main[0].co_varnames + main[0].co_cellvars) & set(knobs_of(script))
+
+
+def knobs_of(script: str) -> dict:
+    return find_block(str(ROOT / script))[1]
 
 
 @pytest.mark.parametrize("knob", ["steps", "prompts_per_step", "max_completion_length", "max_pixels"])
