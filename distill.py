@@ -35,6 +35,7 @@ Where this differs from R1-V's distill_r1:
 import asyncio
 import base64
 import collections
+import errno
 import fcntl
 import json
 import mimetypes
@@ -42,10 +43,13 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -90,9 +94,11 @@ temperature = 0.6
 samples = 1               # answers to each pair, each a request of its own
 extra_body = {}           # further fields of the request, as in {"top_p": 0.95}
 concurrency = 16          # requests under way at a time
-request_seconds = 900.0   # until a request counts as lost; a reasoning model thinks for minutes
-retries = 6               # after 429, 5xx, a lost connection, a broken reply; not after other refusals
-backoff = 2.0             # seconds before the first retry, doubled for each further one, times 0.5 to 1.5
+request_seconds = 900.0   # until a request counts as lost, retries included; some models think for minutes
+retries = 10              # by the openai client, after 429, 5xx or a lost connection: when Retry-After says,
+                          # or after 0.5 s, 1 s, 2 s, 4 s, 8 s, 8 s ...
+backoff = 2.0             # seconds until a reply that is no answer is asked for again, then double that, not
+                          # more often: it may cost
 price_in = 0.0            # dollars per million tokens, for the estimate of the cost
 price_out = 0.0
 dtype = "bfloat16"        # vllm
@@ -123,6 +129,14 @@ def read_lines(path: Path, reader: str, maker: str) -> list[dict]:
     if not path.exists():
         raise SystemExit(f"{reader}: '{path}' does not exist; run --stage={maker} first, with this --out_dir")
     return lines_of(path)
+
+
+def read_record(path: Path) -> dict:
+    """The record of a JSON file that an earlier stage has written."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"'{path}' is damaged ({error}); remove it, and run its stage again") from None
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
@@ -204,7 +218,7 @@ def read_questions(scene_file: str, question_file: str) -> dict[str, list[dict]]
             raise SystemExit(
                 f"describe: '{path}' does not exist; name CLEVR's files as SCENES.json+QUESTIONS.json"
             )
-    for question in read_json(Path(question_file)):
+    for question in filter(lambda record: isinstance(record, dict), read_json(Path(question_file))):
         by_image[question.get("image_filename")].append(question)
     return by_image
 
@@ -256,7 +270,7 @@ def read_source(
     records = []
     if scene_file.endswith(".json") and Path(scene_file).is_file():
         records = read_json(Path(scene_file))
-    official = bool(records) and "objects" in records[0]  # scenes of CLEVR's own files
+    official = any(isinstance(record, dict) and "objects" in record for record in records)  # scenes of CLEVR's own files
     drawn = source.startswith("scenes:")
     if (official or drawn) and not asked and not question_file:
         raise SystemExit(
@@ -388,12 +402,18 @@ Write exactly this:
 
 
 class Failed(Exception):
-    """A request that is given up. `hopeless`: the server would refuse every other one, too."""
+    """A request without an answer.
 
-    def __init__(self, reason: str, attempts: int, hopeless: bool = False):
+    hopeless: the server would refuse every other one, too. tokens: {"tokens_in", "tokens_out"}, which cost
+    all the same. raw: the body of a reply that is no answer.
+    """
+
+    def __init__(self, reason: str, attempts: int, hopeless=False, tokens: dict | None = None, raw: str = ""):
         super().__init__(reason)
-        self.attempts = attempts
         self.hopeless = hopeless
+        self.record = {"error": reason, "attempts": attempts} | (tokens or {})
+        if raw:
+            self.record["raw"] = raw
 
 
 def build_messages(item: dict, route: str, guided: bool, system: str, out_dir: str) -> list[dict]:
@@ -421,14 +441,29 @@ def build_messages(item: dict, route: str, guided: bool, system: str, out_dir: s
 # 2) query: what is kept on disk
 # -----------------------------------------------------------------------------
 
+TOKENS = ("tokens_in", "tokens_out")
+RESERVE = 4 << 20  # bytes kept free for the answers that are under way when the disk fills up
+IN_A_ROW = 20  # requests without any text after which the run stops; or `concurrency`, if that is more
+GO_ON = "the same command goes on from here"
+CANNOT_WRITE = f"out_dir: cannot write there, the disk may be full; make room, {GO_ON}"
+REMEDIES = {
+    "cut off before any text": "hidden reasoning counts too: raise max_tokens, and they are asked again",
+    "refused": "answers.jsonl holds what the teacher says; another model may answer",
+    "content filter": "answers.jsonl holds what the server says; another one may answer",
+}
+
 
 class Journal:
     """A JSONL that only grows.
 
-    A line goes to the system in one write, so a kill can tear the last one at most; that is cut off here.
+    A line goes to the system in one write, so a kill can tear the last one at most; that is dropped here.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, reserve):
+        """reserve: an open file, closed when the disk is full, to make room for what is already paid for."""
+        self.path = path
+        self.reserve = reserve
+        self.rest = None  # the journal that goes on where this one cannot
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             # the system opens this lock when the process ends, killed or not
@@ -437,49 +472,95 @@ class Journal:
             raise SystemExit(
                 f"query: another process is writing {path}; wait for it, or set another --out_dir"
             ) from None
-        torn = path.read_bytes().rpartition(b"\n")[2]
-        os.ftruncate(self.file, os.fstat(self.file).st_size - len(torn))
+        lines = path.read_bytes().split(b"\n")
+        torn = sum(map(bool, lines)) - len(lines_of(path))
+        if torn:
+            print(f"query: {path}: {torn} torn lines are left out (a kill? a full disk?)")
+        if not is_json(lines[-1]):
+            os.ftruncate(self.file, os.fstat(self.file).st_size - len(lines[-1]))
+        elif not self.write(b"\n"):  # whole, but for the end of its line
+            raise SystemExit(CANNOT_WRITE)
 
-    def add(self, record: dict) -> None:
-        # "replace": half a surrogate pair in an answer is no reason to fail
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    def write(self, line: bytes) -> bool:
+        """Whole, or not at all and False."""
+        size = os.fstat(self.file).st_size
         try:
             whole = os.write(self.file, line) == len(line)
         except OSError:
             whole = False
-        if not whole:  # the torn line is cut off by the next run
-            raise SystemExit(
-                "query: cannot write to out_dir, the disk may be full; "
-                "make room, the same command goes on from here"
-            )
+        if not whole:
+            os.ftruncate(self.file, size)
+        return whole
+
+    def add(self, record: dict) -> None:
+        """SystemExit if it cannot be written, not even beside this file."""
+        # halves of a surrogate pair are joined; a half alone is no reason to fail
+        text = json.dumps(record, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
+        line = text.decode("utf-16-le", "replace").encode() + b"\n"
+        if self.rest:
+            self.rest.add(record)
+        elif not self.write(line):
+            if self.reserve.closed:
+                raise SystemExit(CANNOT_WRITE)
+            self.reserve.close()
+            self.rest = Journal(self.path.with_suffix(".rest.jsonl"), self.reserve)
+            self.rest.add(record)
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        return bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
+
+
+def journaled(folder: Path, kind: str) -> list[dict]:
+    """The records of all processes and earlier runs; kind: 'answers' or 'errors'."""
+    records = []
+    for path in sorted(folder.glob(f"{kind}.*jsonl")):
+        records += [record for record in lines_of(path) if {"key", "sample"} <= record.keys()]
+    return records
 
 
 def answered(folder: Path) -> dict[tuple, dict]:
-    """(key, sample) -> answer, of all processes and earlier runs."""
-    answers = {}
-    for path in sorted(folder.glob("answers.*jsonl")):
-        for record in lines_of(path):
-            if "key" in record:
-                answers[record["key"], record["sample"]] = record
-    return answers
+    """(key, sample) -> answer, of all processes and runs; of several the one with the most max_tokens."""
+    records = sorted(journaled(folder, "answers"), key=lambda record: record.get("max_tokens") or 0)
+    # an answer of an older version may hold parts or a dict where a text belongs
+    return {(r["key"], r["sample"]): r | traces.read_message(r) for r in records}
 
 
-def dollars(tokens_in: int, tokens_out: int) -> str:
-    if not price_in and not price_out:
-        return "no prices given"
-    return f"${(tokens_in * price_in + tokens_out * price_out) / 1e6:.2f}"
+def bill(records: list[dict]) -> str:
+    """What answers and errors cost: "4,200 tokens in, 420 out ($0.00)"."""
+    tokens_in, tokens_out = (sum(traces.number(r.get(name)) or 0 for r in records) for name in TOKENS)
+    dollars = "no prices given"
+    if price_in or price_out:
+        dollars = f"${(tokens_in * price_in + tokens_out * price_out) / 1e6:.2f}"
+    return f"{tokens_in:,} tokens in, {tokens_out:,} out ({dollars})"
 
 
 class Logbook:
-    """What becomes of this process's requests: two journals, a progress bar, counts for the last line."""
+    """What becomes of this process's requests: two journals, a progress bar, counts for the last lines."""
 
     def __init__(self, folder: Path, rank: int, wanted: int, before: int):
         suffix = f".rank{rank}" if rank else ""
-        self.answers = Journal(folder / f"answers{suffix}.jsonl")
-        self.errors = Journal(folder / f"errors{suffix}.jsonl")
-        self.tokens_in = 0
-        self.tokens_out = 0
+        try:
+            # without a name: it goes with the process
+            reserve = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            room = reserve.write(os.urandom(RESERVE))  # zeros take no room on some disks
+        except OSError:
+            room = 0
+        if room < RESERVE:
+            raise SystemExit(CANNOT_WRITE)
+        self.answers = Journal(folder / f"answers{suffix}.jsonl", reserve)
+        self.errors = Journal(folder / f"errors{suffix}.jsonl", reserve)
+        self.tokens = collections.Counter()  # of answers and errors of this run
+        self.uncounted = 0  # answers for which the server gives no token counts
+        self.outcomes = collections.Counter()
         self.failures = 0
+        self.failed_before = {(record["key"], record["sample"]) for record in journaled(folder, "errors")}
+        self.in_a_row = 0  # requests that gave no text
+        self.problem = ""  # of the last of them
+        self.stop = ""  # why nothing more is asked
         self.bar = tqdm(disable=True)
         self.bar_options = {"total": wanted, "initial": before, "desc": "query", "disable": rank > 0}
 
@@ -487,24 +568,58 @@ class Logbook:
         """Once the teacher is there: a sentence that ends the run should not hang behind a bar."""
         self.bar = tqdm(**self.bar_options)
 
+    def add(self, journal: Journal, item: dict, sample: int, record: dict) -> None:
+        journal.add({"key": item["key"], "sample": sample} | record)
+        for name in TOKENS:
+            self.tokens[name] += record.get(name) or 0
+        if journal.rest:
+            self.stop = CANNOT_WRITE
+
     def done(self, item: dict, sample: int, answer: dict) -> None:
-        self.answers.add({"key": item["key"], "sample": sample, "model": model} | answer)
-        self.tokens_in += answer["tokens_in"]
-        self.tokens_out += answer["tokens_out"]
-        tokens = f"{self.tokens_in + self.tokens_out:,} tokens ({dollars(self.tokens_in, self.tokens_out)})"
-        self.bar.set_postfix_str(f"{tokens}, {self.failures} failed", refresh=False)
+        self.add(self.answers, item, sample, {"model": model, "max_tokens": max_tokens} | answer)
+        what = traces.outcome(answer)
+        self.outcomes[what] += 1
+        self.uncounted += what != "content filter" and None in (answer["tokens_in"], answer["tokens_out"])
+        if what in ("", "cut off"):
+            self.in_a_row = 0
+        else:
+            self.in_vain(item, sample, what)
+        self.bar.set_postfix_str(f"{bill([self.tokens])}, {self.failures} failed", refresh=False)
         self.bar.update()
 
+    def spoilt(self, item: dict, sample: int, problem: Failed) -> None:
+        """A reply that is no answer; the request goes on."""
+        self.add(self.errors, item, sample, problem.record | {"time": time.time()})
+
     def failed(self, item: dict, sample: int, problem: Failed) -> None:
+        self.spoilt(item, sample, problem)
         self.failures += 1
-        error = {
-            "key": item["key"],
-            "sample": sample,
-            "error": str(problem),
-            "attempts": problem.attempts,
-            "time": time.time(),
-        }
-        self.errors.add(error)
+        self.in_vain(item, sample, str(problem))
+        if problem.hopeless:
+            self.give_up()
+
+    def in_vain(self, item: dict, sample: int, problem: str) -> None:
+        self.problem = problem
+        self.in_a_row += (item["key"], sample) not in self.failed_before  # which says nothing about the rest
+
+    def may_go_on(self) -> bool:
+        """Asked before each request: do they still bring something? If not, self.stop says why."""
+        if self.in_a_row >= max(IN_A_ROW, concurrency):
+            self.give_up()
+        return not self.stop
+
+    def give_up(self) -> None:
+        remedy = REMEDIES.get(self.problem) or what_to_check()
+        self.stop = self.stop or f"query: stopped ({self.problem}); {remedy}; {GO_ON}"
+
+    def close(self) -> None:
+        self.bar.close()
+        os.close(self.answers.file)
+        os.close(self.errors.file)
+
+
+def what_to_check() -> str:
+    return f"check the connection, base_url, model, and the key in {api_key_env}"
 
 
 def answer_settings(config: dict, folder: Path, querying: bool) -> dict:
@@ -516,7 +631,7 @@ def answer_settings(config: dict, folder: Path, querying: bool) -> dict:
     settings = {name: config[name] for name in names}
     if not (folder / "query.json").exists():
         return settings
-    earlier = json.loads((folder / "query.json").read_text())
+    earlier = read_record(folder / "query.json")
     if not querying:
         return earlier
     changed = [name for name in names if earlier.get(name) != settings[name]]
@@ -541,100 +656,122 @@ def read_key() -> str:
         raise SystemExit(
             f"api_key_env: the environment variable {api_key_env} is not set; export {api_key_env}=<your key>"
         )
+    if not key.isascii():
+        raise SystemExit(f"api_key_env: the key in {api_key_env} has letters that no key has; copy it again")
     return key
 
 
-def read_reply(reply) -> dict | None:
-    """The answer in a chat completion, None if it is empty."""
-    choice = reply.choices[0]
-    usage = reply.usage
-    # servers that separate the reasoning call it reasoning_content (DeepSeek) or reasoning (vLLM)
-    reasoning = getattr(choice.message, "reasoning_content", None)
-    reasoning = reasoning or getattr(choice.message, "reasoning", None)
-    if not reasoning and not choice.message.content:
-        return None
-    return {
-        "reasoning": reasoning,
-        "content": choice.message.content or "",
-        "finish": choice.finish_reason,
-        "tokens_in": usage.prompt_tokens if usage else 0,
-        "tokens_out": usage.completion_tokens if usage else 0,
-    }
+# Of an error's text: a filter's refusal of this one request; what every request would meet; an unknown field.
+FILTERED = re.compile(
+    r"content[ _-]?(?:filter|policy|management|exists risk)|moderation|flagged|responsible_?ai"
+    r"|data_inspection|safety",
+    re.IGNORECASE,
+)
+HOPELESS = re.compile(r"insufficient_quota|invalid.api.key|api key not valid|model_not_found", re.IGNORECASE)
+UNSUPPORTED = re.compile(
+    r"unsupported|not support|unrecognized|unknown|unexpected|not permitted|deprecated|must be 1\b|only 1\b",
+    re.IGNORECASE,
+)
 
 
-async def ask_server(
-    client, request: dict, retries: int, backoff: float, seconds: float, secret: str = ""
-) -> dict:
-    """One answer of the server, after as many attempts as it takes.
+def adapt(fields: dict, sent: dict, complaint: str) -> bool:
+    """Takes a field that the server does not support out of `fields`, those of further requests, and says so.
 
-    Raises Failed, whose text never holds the secret.
+    Returns whether the complaint is about such a field of what was `sent`.
+    """
+    for name in ("max_tokens", "temperature", "n"):
+        named = name in sent and re.search(rf"(?<![\\\w]){name}(?!\w)", complaint)  # "\n" names no n
+        if not named or not (name == "n" or UNSUPPORTED.search(complaint)):
+            continue
+        if name in fields:  # or else another worker has met it first
+            value = fields.pop(name)
+            instead = "without it"
+            if name == "max_tokens":
+                fields.setdefault("max_completion_tokens", value)
+                instead = "with max_completion_tokens"
+            tqdm.write(
+                f"query: the server does not support {name}={value}, and is asked {instead} from here on"
+            )
+        return True
+    return False
+
+
+async def fetch(client, messages: list[dict], fields: dict, secret: str) -> tuple[int, str, int]:
+    """(HTTP status, body, attempts) of a request; status 0 if there is no whole body within request_seconds.
+
+    The openai client repeats what fails on the way. Raises Failed if that does not help.
     """
     import openai
 
-    def hide(text) -> str:
-        text = str(text)
-        if secret:  # servers may quote what they were sent
-            text = text.replace(secret, "***")
-        return text[:300]
-
-    for attempt in range(1, retries + 2):
-        pause = 0.0
-        started = time.time()
-        try:
-            reply = await asyncio.wait_for(client.chat.completions.create(**request), seconds)
-            answer = read_reply(reply)
-            if answer:
-                return answer | {"attempts": attempt, "seconds": round(time.time() - started, 1)}
-            problem = "an empty answer"
-        except openai.APIStatusError as error:
-            code = error.status_code
-            problem = f"HTTP {code}: {hide(error.message)}"
-            # key, balance, address, model: as in every request
-            if code in (401, 402, 403, 404) or "insufficient_quota" in str(error.body):
-                raise Failed(problem, attempt, hopeless=True) from None
-            if code < 500 and code not in (408, 409, 425, 429):
-                raise Failed(problem, attempt) from None
-            after = error.response.headers.get("retry-after", "")
-            if re.fullmatch(r"\d{1,6}(\.\d+)?", after):
-                pause = min(float(after), 300)
-        except (TimeoutError, openai.APIError, ValueError, AttributeError, TypeError, IndexError) as error:
-            # the last four: a reply that is cut short, no JSON, or no chat completion
-            problem = f"{type(error).__name__}: {hide(error)}"
-        if attempt <= retries:
-            # random, or else all requests that failed together would come back together
-            wait = min(120, backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-            await asyncio.sleep(max(pause, wait))
-    raise Failed(problem, retries + 1)
+    try:
+        # of the whole reply: the client's own limit is for the time between two bytes
+        async with asyncio.timeout(request_seconds):
+            create = client.chat.completions.with_raw_response.create
+            response = (await create(model=model, messages=messages, extra_body=fields)).http_response
+    except TimeoutError:
+        return 0, "", 1
+    except openai.APIStatusError as error:
+        response = error.response
+    except openai.APIError as error:
+        raise Failed(f"{error} ({type(error.__cause__).__name__})", retries + 1) from None
+    body = response.content.decode("utf-8-sig", "replace")
+    if secret:  # servers may quote what they were sent
+        body = body.replace(secret, "***")
+    return response.status_code, body, 1 + int(response.request.headers.get("x-stainless-retry-count", 0))
 
 
-async def ask_all(
-    todo: list[tuple], ask: Callable, done: Callable, failed: Callable, concurrency: int
-) -> str:
-    """Runs ask(item, sample) for all of `todo`, at most `concurrency` at a time.
+async def ask_server(client, messages: list[dict], fields: dict, spoilt: Callable, secret: str) -> dict:
+    """One answer of the server.
 
-    Each answer goes to done(item, sample, answer), each Failed to failed(item, sample, problem).
-    Returns why it stopped early, or ''.
+    fields: of all requests; one that the server does not support is taken out, see adapt. A reply that is no
+    answer may have been paid for: it goes to spoilt(problem), and is asked for again, twice.
+    Raises Failed. Nothing that comes back holds the secret.
     """
+    began = time.time()
+    attempts = 0
+    replies = 0
+    while True:
+        sent = dict(fields)
+        status, body, tries = await fetch(client, messages, sent, secret)
+        attempts += tries
+        reply = traces.read_reply(body)
+        facts = reply.tokens | {"attempts": attempts, "seconds": round(time.time() - began, 1)}
+        ok = 200 <= status < 300
+        code = reply.code if ok else status
+        if ok and reply.answer:
+            return reply.answer | facts
+        if code in (0, 400, 422) and adapt(fields, sent, reply.error):
+            continue
+        if code in (0, 400, 403, 422, 451) and FILTERED.search(reply.error):
+            refused = {"reasoning": "", "content": "", "refusal": reply.problem, "finish": "content_filter"}
+            return refused | facts
+
+        text = f"HTTP {status}: {reply.problem if ok or reply.error else traces.brief(body)}"
+        if not status:
+            text = f"no whole reply within request_seconds={request_seconds:g}"
+        hopeless = code in (401, 402, 403, 404) or bool(HOPELESS.search(reply.error))
+        problem = Failed(text, attempts, hopeless, reply.tokens, raw=body if ok else "")
+        replies += 1
+        if hopeless or status >= 300 or replies > min(retries, 2):
+            raise problem
+        spoilt(problem)
+        await asyncio.sleep(backoff * replies)
+
+
+async def ask_all(todo: list[tuple], ask: Callable, log: Logbook) -> None:
+    """Runs ask(item, sample) for all of `todo`, as many at a time as `concurrency` says, until log.stop."""
     queue = iter(todo)  # one for all workers: each takes the next
-    stop = ""
-    in_a_row = 0
 
     async def worker() -> None:
-        nonlocal stop, in_a_row
         for item, sample in queue:
-            try:
-                done(item, sample, await ask(item, sample))
-                in_a_row = 0
-            except Failed as problem:
-                failed(item, sample, problem)
-                in_a_row += 1
-                if problem.hopeless or in_a_row >= max(20, concurrency):
-                    stop = str(problem)
-            if stop:
+            if not log.may_go_on():
                 return
+            try:
+                log.done(item, sample, await ask(item, sample))
+            except Failed as problem:
+                log.failed(item, sample, problem)
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    return stop
 
 
 async def check_server(client) -> None:
@@ -642,8 +779,9 @@ async def check_server(client) -> None:
     import openai
 
     try:
-        await client.with_options(timeout=30).models.list()
-    except openai.APIConnectionError as error:
+        async with asyncio.timeout(30):
+            await client.with_options(max_retries=0).models.list()
+    except (openai.APIConnectionError, TimeoutError) as error:
         raise SystemExit(
             f"base_url: no server answers at {base_url} ({error}); start it, or correct the address"
         ) from None
@@ -651,41 +789,52 @@ async def check_server(client) -> None:
         print(f"query: {base_url} does not list its models; going on, since it answers")
 
 
-async def ask_over_http(todo: list[tuple], log: Logbook, key: str) -> str:
+async def ask_over_http(todo: list[tuple], log: Logbook, key: str) -> None:
     """As query_server."""
     import openai
 
-    async def ask(item: dict, sample: int) -> dict:
-        request = {
-            "model": model,
-            "messages": build_messages(item, route, guided, system, out_dir),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "extra_body": extra_body,
-        }
-        return await ask_server(client, request, retries, backoff, request_seconds, key)
+    fields = {"max_tokens": max_tokens, "temperature": temperature} | extra_body
 
-    client = openai.AsyncOpenAI(
-        base_url=base_url, api_key=key or "none", max_retries=0, timeout=request_seconds
-    )
-    async with client:
+    async def ask(item: dict, sample: int) -> dict:
+        messages = build_messages(item, route, guided, system, out_dir)
+        return await ask_server(client, messages, fields, partial(log.spoilt, item, sample), key)
+
+    loop = asyncio.get_running_loop()
+
+    def stop_asking() -> None:
+        log.stop = f"query: interrupted; {GO_ON}"
+        tqdm.write("query: waiting for what is under way, as it costs; another Ctrl-C ends at once")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop_asking)
+    timeout = openai.Timeout(request_seconds, connect=30)
+    async with openai.AsyncOpenAI(
+        base_url=base_url, api_key=key or "none", max_retries=retries, timeout=timeout
+    ) as client:
         await check_server(client)
         log.start_bar()
-        return await ask_all(todo, ask, log.done, log.failed, concurrency)
+        await ask_all(todo, ask, log)
 
 
-def query_server(todo: list[tuple], log: Logbook, key: str) -> str:
-    """Has a server answer (item, sample) of `todo`; returns why it stopped early, or ''."""
+def query_server(todo: list[tuple], log: Logbook, key: str) -> None:
+    """Has a server answer (item, sample) of `todo`."""
     try:
-        return asyncio.run(ask_over_http(todo, log, key))
+        asyncio.run(ask_over_http(todo, log, key))
     except KeyboardInterrupt:
-        return "interrupted"
+        log.stop = f"query: interrupted; {GO_ON}"
 
 
 def query_vllm(todo: list[tuple], log: Logbook) -> None:
     """Has an engine in this process answer (item, sample) of `todo`."""
+    try:
+        from vllm import SamplingParams
+    except ImportError as error:
+        raise SystemExit(
+            f"teacher: vLLM cannot be imported ({error}); run setup.sh, or ask a server with --teacher=api"
+        ) from None
     import torch
-    from vllm import SamplingParams
 
     import common
     import sampling
@@ -705,6 +854,8 @@ def query_vllm(todo: list[tuple], log: Logbook) -> None:
         raise SystemExit(f"extra_body: vLLM refuses these sampling parameters ({error})") from None
     log.start_bar()
     for start in range(0, len(todo), VLLM_BATCH):
+        if not log.may_go_on():
+            break
         chat_vllm(llm, todo[start : start + VLLM_BATCH], fields, log)
     common.finish(llm)
 
@@ -731,23 +882,26 @@ def chat_vllm(llm, batch: list[tuple], fields: dict, log: Logbook) -> None:
             chat_vllm(llm, [request], fields, log)
         return
     for (item, sample), output in zip(batch, outputs, strict=True):
-        completion = output.outputs[0]
-        answer = {
-            "reasoning": None,
-            "content": completion.text,
-            "finish": completion.finish_reason,
+        first, *others = [
+            {"reasoning": None, "content": completion.text, "finish": completion.finish_reason}
+            for completion in output.outputs
+        ]
+        facts = {
+            "others": others,  # of n > 1 in extra_body
             "attempts": 1,
             "seconds": 0.0,
             "tokens_in": len(output.prompt_token_ids),
-            "tokens_out": len(completion.token_ids),
+            "tokens_out": sum(len(completion.token_ids) for completion in output.outputs),
         }
-        log.done(item, sample, answer)
+        log.done(item, sample, first | facts)
 
 
 def query_script(todo: list[tuple], log: Logbook) -> None:
     """Has the teacher made of rules answer (item, sample) of `todo`."""
     log.start_bar()
     for item, sample in todo:
+        if not log.may_go_on():
+            break
         rng = random.Random(f"{seed}-{item['key']}-{sample}")
         log.done(item, sample, traces.script_answer(item, rng, script_miss, script_broken))
 
@@ -772,7 +926,11 @@ def query(folder: Path, settings: dict, started: float) -> None:
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     wanted = wanted_answers(folder)
-    before = answered(folder)
+    before = set()
+    for name, answer in answered(folder).items():
+        # what was cut off is asked for again once there is more room
+        if answer.get("finish") != "length" or answer.get("max_tokens", max_tokens) >= max_tokens:
+            before.add(name)
     todo = [(item, sample) for item, sample in wanted if (item["key"], sample) not in before]
     if rank == 0:
         who = "the script, which is for demos and tests only" if teacher == "script" else model
@@ -787,7 +945,6 @@ def query(folder: Path, settings: dict, started: float) -> None:
         write(folder / "query.json", json.dumps(settings))
     log = Logbook(folder, rank, len(wanted), len(wanted) - len(todo))
     share = todo[rank::world]
-    stop = ""
     if not todo:
         log.start_bar()
     elif teacher == "script":
@@ -795,31 +952,32 @@ def query(folder: Path, settings: dict, started: float) -> None:
     elif teacher == "vllm":
         query_vllm(share, log)
     else:
-        stop = query_server(share, log, key)
-    log.bar.close()
+        query_server(share, log, key)
+    log.close()
     if rank == 0:
         report(folder, wanted, log, started)
-    if stop:
-        raise SystemExit(
-            f"query: stopped ({stop}). Check the connection, base_url, model, and the key in {api_key_env}; "
-            "the same command goes on from here"
-        )
+    if log.stop:
+        raise SystemExit(log.stop)
+    if log.failures and not answered(folder):
+        raise SystemExit(f"query: every request failed; errors.jsonl says why; {what_to_check()}")
 
 
 def report(folder: Path, wanted: list[tuple], log: Logbook, started: float) -> None:
-    """The last line of the stage: how many are answered, and what it cost."""
+    """The last lines of the stage: how many are answered, what it cost, what came instead of answers."""
     every = answered(folder)
     there = sum((item["key"], sample) in every for item, sample in wanted)
-    all_in = sum(answer["tokens_in"] for answer in every.values())
-    all_out = sum(answer["tokens_out"] for answer in every.values())
     see = " (see errors.jsonl)" if log.failures else ""
-    own_cost = dollars(log.tokens_in, log.tokens_out)
     print(
         f"query: {there} of {len(wanted)} answered, {log.failures} failed in this run{see} | "
-        f"this run {log.tokens_in:,} tokens in, {log.tokens_out:,} out ({own_cost}), "
-        f"all runs {all_in:,} in, {all_out:,} out ({dollars(all_in, all_out)}) | "
+        f"this run {bill([log.tokens])}, "
+        f"all runs {bill(journaled(folder, 'answers') + journaled(folder, 'errors'))} | "
         f"{time.time() - started:.0f} s"
     )
+    for what, count in sorted(log.outcomes.items()):
+        if what:
+            print(f"query: {count} of these {what}" + (f"; {REMEDIES[what]}" if what in REMEDIES else ""))
+    if log.uncounted:
+        print(f"query: {log.uncounted} of these without token counts, which the bill lacks")
 
 
 # -----------------------------------------------------------------------------
@@ -845,7 +1003,10 @@ def filter_answers(folder: Path, settings: dict) -> None:
     if not answers:
         raise SystemExit(f"filter: '{folder}' holds no answers; run --stage=query first")
     kept, rejected = [], []
-    for (key, sample), answer in tqdm(answers.items(), "filter"):
+    choices = []  # a server may send several to a request
+    for name, answer in answers.items():
+        choices += [(*name, choice) for choice in [answer, *answer.get("others", [])]]
+    for key, sample, answer in tqdm(choices, "filter"):
         verdict = traces.Verdict(None, "its pair is gone", [])
         if key in items:
             verdict = traces.judge(items[key], answer, settings["route"], trace_limit, count_tokens)
@@ -872,9 +1033,9 @@ def filter_answers(folder: Path, settings: dict) -> None:
     counts = {"kept": len(kept)} | dict(reasons.most_common())
     write(folder / "filter.json", json.dumps(counts, indent=1))
     pairs = {row["key"] for row in kept}
-    print(f"filter: {len(kept)} of {len(answers)} traces kept, of {len(pairs)} pairs")
+    print(f"filter: {len(kept)} of {len(choices)} traces kept, of {len(pairs)} pairs")
     for what, count in counts.items():
-        print(f"  {what:<36}{count:>7}{100 * count / len(answers):>7.1f} %")
+        print(f"  {what:<36}{count:>7}{100 * count / len(choices):>7.1f} %")
 
 
 # -----------------------------------------------------------------------------
@@ -1018,7 +1179,7 @@ def build(folder: Path, settings: dict) -> None:
             print(f"build: {split}: {missing} images are not there, their rows are left out")
     counts = {}
     if (folder / "filter.json").exists():
-        counts = json.loads((folder / "filter.json").read_text())
+        counts = read_record(folder / "filter.json")
     write(fresh / "README.md", data_card(written, settings, counts))
 
     target = folder / "dataset"
@@ -1042,6 +1203,14 @@ def refuse_a_key(argv: list[str]) -> None:
                 "api_key_env: the NAME of an environment variable in capitals, not the key itself; "
                 "export MY_KEY=... first"
             )
+
+
+def explain_full_disk(kind, error, trace) -> None:
+    """sys.excepthook: a sentence, if the disk is full, and no traceback."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        print(CANNOT_WRITE, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def words_of(text: str) -> list[str]:
@@ -1072,6 +1241,7 @@ def check_knobs(config: dict, stages: list[str], asked: list[str]) -> None:
 
 if __name__ == "__main__":
     started = time.time()
+    sys.excepthook = explain_full_disk
     refuse_a_key(sys.argv)
     config = configure(globals(), sys.argv[1:], __file__)
     stages = words_of(stage)

@@ -1,6 +1,7 @@
 r"""Traces: what does a teacher's answer conclude, is that right, and may its thinking be imitated?
 
-The rules of distill.py's filter, and a teacher made of rules, for demos and tests.
+How distill.py reads what a server sends, the rules of its filter, and a teacher made of rules, for demos and
+tests.
 
 A trace is kept if and only if its conclusion is the known answer (by grading.py, which also pays the policy)
 and a careful reader would let it pass: begun and ended, at one with itself, no loop, no talk of instructions,
@@ -13,6 +14,7 @@ and of an image rather than of a text.
 """
 
 import collections
+import json
 import random
 import re
 from typing import NamedTuple
@@ -21,11 +23,213 @@ from tasks import scenes
 from tasks.grading import ANSWER, NUMBER, VERIFIERS, WORDS, last_boxed, last_value
 
 # -----------------------------------------------------------------------------
+# what a server sends
+# -----------------------------------------------------------------------------
+
+# Where the text stands in a part of a content, and the reasoning in a message, by the server:
+TEXT = ("text", "content", "thinking", "reasoning", "thought", "steps", "summary", "refusal", "value")
+REASONING = (
+    "reasoning_content",  # DeepSeek
+    "reasoning",  # vLLM, OpenRouter
+    "reasoning_details",  # OpenRouter: a list
+    "thinking",  # Ollama
+    "thinking_blocks",  # LiteLLM: a list
+    "reasoning_text",
+    "thinking_content",
+    "thoughts",
+)
+
+
+class Reply(NamedTuple):
+    """What is in the body of a response."""
+
+    answer: dict | None  # {"reasoning", "content", "refusal", "finish"}; "others": further choices, if any
+    tokens: dict  # {"tokens_in", "tokens_out"}: numbers, or None where the server gives none
+    code: int  # the HTTP status that an error inside the body names, or 0
+    error: str  # the error inside the body, as JSON, or ''
+    problem: str  # why there is no answer, or ''
+
+
+def read_reply(body: str) -> Reply:
+    """What a chat server sent: a completion, an error, the events of a stream, a page, half of something.
+
+    Raises nothing: whatever it is, it may have been paid for.
+    """
+    reply = {}
+    try:
+        reply = parse_body(body)
+        error = reply.get("error") or next(
+            (c["error"] for c in dicts(reply, "choices") if c.get("error")), None
+        )
+        if error is None and "choices" not in reply:
+            error = reply.get("detail") or reply.get("message") or reply.get("msg")
+        if error:
+            code = number((error if isinstance(error, dict) else reply).get("code")) or 0
+            text = json.dumps(error, ensure_ascii=False)
+            return Reply(None, tokens_of(reply), code if 400 <= code < 600 else 0, text, brief(text))
+        answer = read_choices(reply)
+        return Reply(answer, tokens_of(reply), 0, "", "" if answer else "an empty answer")
+    except (ValueError, RecursionError) as error:
+        problem = f"no chat completion ({error}): {brief(body)}" if body.strip() else "an empty body"
+        return Reply(None, tokens_of(reply), 0, "", problem)
+
+
+def parse_body(body: str) -> dict:
+    """The JSON object of a body; the events of a stream are put together. Raises ValueError."""
+    if re.match(r"\s*(?::|data:|event:|id:|retry:)", body):
+        return join_events(body)
+    reply = json.loads(body)
+    if isinstance(reply, list) and reply:  # Google puts its errors into a list
+        reply = reply[0]
+    if not isinstance(reply, dict):
+        raise ValueError("no JSON object")
+    return reply
+
+
+def join_events(body: str) -> dict:
+    """The completion of a stream, which some servers send unasked. Raises ValueError if it breaks off."""
+    reply = {}
+    choices = {}
+    ended = False
+    for line in body.split("\n"):
+        field, _, value = line.partition(":")
+        if field != "data":
+            continue
+        if value.strip() == "[DONE]":
+            ended = True
+            continue
+        event = json.loads(value)
+        if not isinstance(event, dict):
+            raise ValueError("an event that is no JSON object")
+        reply |= {name: event[name] for name in ("usage", "error") if event.get(name)}
+        for choice in dicts(event, "choices"):
+            whole = choices.setdefault(str(choice.get("index")), {"message": collections.defaultdict(str)})
+            for name, text in read_message(choice.get("delta") or choice.get("message")).items():
+                whole["message"][name] += text
+            whole["finish_reason"] = choice.get("finish_reason") or whole.get("finish_reason")
+            ended = ended or bool(whole["finish_reason"])
+    if not ended and "error" not in reply:
+        raise ValueError("the stream breaks off")
+    return reply | {"choices": list(choices.values())}
+
+
+def read_choices(reply: dict) -> dict | None:
+    """The answer in the choices of a completion, None if they hold none."""
+    answers = []
+    for choice in dicts(reply, "choices"):
+        answer = read_message(choice.get("message") or choice.get("delta") or choice.get("text"))
+        finish = choice.get("finish_reason")
+        word = str(finish).lower()
+        if re.search("length|max_tokens", word):
+            finish = "length"
+        elif re.search("filter|safety|sensitive|prohibited|blocklist", word):
+            finish = "content_filter"
+        if any(text.strip() for text in answer.values()) or finish in ("length", "content_filter"):
+            answers.append(answer | {"finish": finish})
+    if not answers:
+        return None
+    first, *others = answers
+    return first | ({"others": others} if others else {})
+
+
+def read_message(message) -> dict[str, str]:
+    """{"reasoning", "content", "refusal"} of a message, or of its content alone."""
+    if not isinstance(message, dict):
+        message = {"content": message}
+    found = {"reasoning": "", "content": "", "refusal": text_of(message.get("refusal"))}
+    content = message.get("content")
+    for part in content if isinstance(content, list) else [content]:
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
+        if "think" in kind or "reason" in kind:
+            found["reasoning"] += text_of(part)
+        else:
+            found["refusal" if kind == "refusal" else "content"] += text_of(part)
+    for name in REASONING:
+        found["reasoning"] = found["reasoning"] or text_of(message.get(name))
+    return found
+
+
+def text_of(value) -> str:
+    """The text in a value: a string, a list of parts, or a dict around one of these."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(filter(None, map(text_of, value)))
+    if isinstance(value, dict):
+        return next(filter(None, (text_of(value.get(name)) for name in TEXT)), "")
+    return ""
+
+
+def tokens_of(reply: dict) -> dict:
+    """{"tokens_in", "tokens_out"} of a completion, None where its server gives no number."""
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    sent, made, total = (
+        next((n for n in map(number, map(usage.get, names)) if n is not None), None)
+        for names in (
+            ("prompt_tokens", "input_tokens"),
+            ("completion_tokens", "output_tokens"),
+            ("total_tokens",),
+        )
+    )
+    if total is not None:
+        if sent is None and made is not None:
+            sent = max(0, total - made)
+        made = max(made or 0, total - (sent or 0))  # some leave the reasoning out of completion_tokens
+    return {"tokens_in": sent, "tokens_out": made}
+
+
+def number(value) -> int | None:
+    """12 of 12, 12.0 and "12"; None of what is no number."""
+    try:
+        return max(0, int(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def dicts(record: dict, name: str) -> list[dict]:
+    """The dicts in a list of a record; [] if that is no list."""
+    value = record.get(name)
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+
+
+def brief(text: str) -> str:
+    """The first words of a text or of a web page, in one line."""
+    return " ".join(re.sub(r"<[^<>]*>", " ", text[:3000]).split())[:300]
+
+
+def outcome(answer: dict) -> str:
+    """Why an answer holds nothing to learn from, as far as the server says so; '' if it may."""
+    finish = answer.get("finish")
+    if finish == "content_filter":
+        return "content filter"
+    if answer.get("refusal") or finish == "refusal":
+        return "refused"
+    if finish in ("length", "abort", "error", "insufficient_system_resource"):
+        text = answer.get("reasoning") or answer["content"].strip()
+        return "cut off" if text else "cut off before any text"
+    return ""
+
+
+# -----------------------------------------------------------------------------
 # what an answer comes to
 # -----------------------------------------------------------------------------
 
-THINKING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-POSED = re.compile(r"<problem>(.*?)</problem>", re.DOTALL)
+# Thinking in other marks: <thinking>, <thought>, <reasoning>, Mistral's [THINK], Kimi's ◁think▷. What is
+# opened by one name and closed by another is malformed.
+OTHER_TAGS = re.compile(
+    r"([<\[◁])(think|thinking|thoughts?|reasoning|seed:think)([>\]▷])((?:(?!\1\2\3).)*?)\1/\2\3",
+    re.DOTALL | re.IGNORECASE,
+)
+# Channels of OpenAI's harmony format, with its special tokens or with what is left when those are taken out.
+CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]*<\|message\|>((?:(?!<\|(?:end|return|start|channel)\|>).)*)"
+    r"(?:<\|(?:end|return)\|>)?",
+    re.DOTALL,
+)
+BARE_CHANNELS = re.compile(r"\Aanalysis(?=[A-Z])(.*?)assistantfinal(.*)\Z", re.DOTALL)
+THINKING = re.compile(r"<think>((?:(?!<think>).)*?)</think>", re.DOTALL)
+POSED = re.compile(r"<problem>((?:(?!<problem>).)*?)</problem>", re.DOTALL)
 BOLD = re.compile(r"\*\*([^*]+)\*\*")
 # "final count: 4": the label, at most 40 characters, "is", "should be" or a sign, and then what is concluded.
 # "in total: 3 here, 2 there" is no label.
@@ -51,11 +255,19 @@ CLOSING = re.compile(
 YES_OR_NO = re.compile(r"^\W*(?:(?:so|therefore|thus|hence)\W+)?(yes|no)\b|\b(yes|no)\W*$", re.IGNORECASE)
 
 
+def plain_tags(content: str) -> str:
+    """The content with <think> and </think> around its thinking, whatever marks the teacher uses."""
+    content = BARE_CHANNELS.sub(r"<think>\1</think>\2", content)
+    content = CHANNEL.sub(lambda m: m[2] if m[1] == "final" else f"<think>{m[2]}</think>", content)
+    return OTHER_TAGS.sub(r"<think>\4</think>", content)
+
+
 def split_thinking(reasoning: str | None, content: str) -> tuple[str, str] | None:
     """(thinking, what follows it); None unless the thinking has a beginning and an end.
 
     reasoning: what the server separated from the answer, if it did. Several blocks in the content become one.
     """
+    content = plain_tags(content)
     blocks = [block.strip() for block in THINKING.findall(content)]
     rest = THINKING.sub("", content)
     if not blocks and content.count("</think>") == 1 and "<think>" not in content:
@@ -68,7 +280,7 @@ def split_thinking(reasoning: str | None, content: str) -> tuple[str, str] | Non
         return None
     thinking = "\n".join(block for block in blocks if block)
     if not thinking and reasoning:
-        thinking = reasoning.strip()
+        thinking = re.sub(r"\A\s*<think>|</think>\s*\Z", "", plain_tags(reasoning)).strip()
     return thinking, rest.strip()
 
 
@@ -234,11 +446,13 @@ LEAK = re.compile(
     r"|\b(?:i|we) (?:must|should|have to|need to|mustn't) (?:not )?"
     r"(?:speak|mention|write|end|phrase|format|refer|present|put|respond)\b"
     r"|\bformat(?:ted|ting)? (?:the|my|of|it|is|require)|\bas requested\b"
-    r"|</?(?:think|answer|problem)>"
+    r"|</?(?:think|thinking|answer|problem)>"
     r"|\b(?:known|expected|given|provided|reference|original|ground.truth) (?:answer|solution|truth)\b"
     r"|\bground.truth\b",
     re.IGNORECASE,
 )
+# control characters, and what stands for a character that could not be read
+BROKEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffd]")
 CONCLUDES = re.compile(r"\b(?:so|therefore|thus|hence|total|answer|in all)\b", re.IGNORECASE)
 
 
@@ -284,14 +498,20 @@ def judge(item: dict, answer: dict, route: str, limit: int, count_tokens) -> Ver
 
     route: 'scene' or 'rewrite', as in distill.py. limit: of the thinking, in tokens by count_tokens(text).
     """
-    if answer["finish"] == "length":
-        return Verdict(None, "cut off", [])
+    reason = outcome(answer)
+    length = len(answer["content"]) + len(answer.get("reasoning") or "")
+    if not reason and length > 100 * limit:  # no token is so long; megabytes would keep the rules busy
+        reason = "too long"
+    if reason:
+        return Verdict(None, reason, [])
     parts = split_thinking(answer.get("reasoning"), answer["content"])
     if parts is None:
         return Verdict(None, "no thinking tags", [])
     thinking, final = parts
     if not thinking:
         return Verdict(None, "empty thinking", [])
+    if BROKEN.search(thinking + final):
+        return Verdict(None, "broken characters", [])
 
     question = item["question"]
     if route == "rewrite":

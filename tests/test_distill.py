@@ -11,7 +11,9 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, Script, records, refuses, run
 from PIL import Image
-from teacher_server import Teacher
+from teacher_server import KINDS, Kind, Teacher, count_lines, error
 
 import data
 import distill
@@ -266,6 +268,234 @@ def test_faults_lose_nothing_and_ask_nothing_twice(tmp_path):
     assert counts(out) == {"kept": 42}
 
 
+def outcomes(out):
+    """{key: "kept", the filter's reason, or "failed: " and the last error}."""
+    found = {error["key"]: f"failed: {error['error']}" for error in records(out, "errors.jsonl")}
+    found |= {row["key"]: row["reason"] for row in records(out, "rejected.jsonl")}
+    return found | {row["key"]: "kept" for row in records(out, "kept.jsonl")}
+
+
+def test_every_kind_of_answer_is_kept_or_named_and_paid_for_once(tmp_path):
+    """Each kind ends as its table says, after as many requests as it says; the bill is what the server told.
+
+    The same command asks again for nothing but what failed, and each reply is on disk.
+    """
+    out = tmp_path / "out"
+    items = pairs(out, len(KINDS))
+    kind_of = {prompt_of(item): kind for item, kind in zip(items, KINDS, strict=True)}
+    with Teacher(lambda prompt, ask: kind_of[prompt]) as teacher:
+        flags = [f"--concurrency={len(KINDS)}", "--retries=2", "--request_seconds=5", "--price_in=1e4"]
+        text = run(ask(out, teacher, *flags, "--price_out=1e5"), tmp_path / "log")
+        requests = collections.Counter(kind_of[r["prompt"]] for r in teacher.asked)
+        assert requests == {name: kind.requests for name, kind in KINDS.items()}
+        sent, made = teacher.told
+        bill = f"{sent:,} tokens in, {made:,} out (${sent / 100 + made / 10:.2f})"
+        assert f"this run {bill}, all runs {bill}" in text
+        failed = {name for name, kind in KINDS.items() if kind.becomes.startswith("failed")}
+        assert f"{len(KINDS) - len(failed)} of {len(KINDS)} answered, {len(failed)} failed" in text
+        kinds = collections.Counter(kind.becomes for kind in KINDS.values())
+        for what in ("refused", "content filter", "cut off before any text"):
+            assert f"query: {kinds[what]} of these {what}; " in text
+        assert "query: 4 of these without token counts" in text
+
+        run(command(out, "filter"), tmp_path / "log2")
+        found = outcomes(out)
+        for item, (name, kind) in zip(items, KINDS.items(), strict=True):
+            what, _, words = kind.becomes.partition(": ")
+            got, _, reason = found[item["key"]].partition(": ")
+            assert got == what and words in reason, name
+        for row in records(out, "kept.jsonl"):
+            assert re.fullmatch(r"I see them one by one\. Altogether \d of them\.|Four 😀", row["thinking"])
+
+        for name in ("429 once", "429 until a date"):  # a second more or less is the resolution of dates
+            first, second = (r["time"] for r in teacher.asked if kind_of[r["prompt"]] == name)
+            assert second - first >= 1
+        raws = " ".join(error.get("raw", "") for error in records(out, "errors.jsonl"))
+        for reply in ("<h1>Bad Gateway</h1>", '{"choices": [', '"I see 4."', "[" * 100_000):
+            assert reply in raws
+        assert len((out / "answers.jsonl").read_bytes()) > 10_000_000
+
+        before = len(teacher.asked)
+        told = teacher.told
+        text = run(ask(out, teacher, *flags), tmp_path / "log3")
+        again = collections.Counter(kind_of[r["prompt"]] for r in teacher.asked[before:])
+        assert again == {name: KINDS[name].requests for name in failed}
+        assert f"all runs {teacher.told[0]:,} tokens in, {teacher.told[1]:,} out" in text
+        assert teacher.told[0] - told[0] == 100 * sum(requests[n] for n in failed if KINDS[n].told[0])
+
+
+@pytest.fixture
+def query(tmp_path, monkeypatch, capsys):
+    """query(teacher, knob=value ...): the stage in this process, on 30 pairs; returns what it printed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    pair = {"split": "train", "image": "", "question": "How many?", "answer": "1", "task": "count"}
+    items = [pair | {"key": f"train/{i}", "description": f"A large red cube {i}"} for i in range(30)]
+    distill.write_lines(out / "items.jsonl", items)
+
+    def query(teacher, **knobs):
+        knobs = {
+            "out_dir": str(out),
+            "base_url": teacher.url,
+            "model": "m",
+            "concurrency": 1,
+            "backoff": 0.05,
+        } | knobs
+        for name, value in knobs.items():
+            monkeypatch.setattr(distill, name, value)
+        distill.query(out, {}, time.time())
+        return capsys.readouterr().out
+
+    query.out = out
+    return query
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, error("Incorrect API key")),
+        (402, error("Insufficient Balance")),
+        (403, lambda good: b"<h1>Forbidden</h1>"),
+        (404, error("The model does not exist")),
+        (400, error("API key not valid")),  # Google's status for it
+        (200, error("No such model", code=404)),
+    ],
+)
+def test_what_every_request_would_meet_stops_the_run(status, said, query, monkeypatch):
+    monkeypatch.setitem(KINDS, "hopeless", Kind("failed", said, status=status))
+    with (
+        Teacher(lambda prompt, n: "hopeless") as teacher,
+        pytest.raises(
+            SystemExit, match=rf"^query: stopped \(HTTP {status}: .* base_url, model, and the key in"
+        ),
+    ):
+        query(teacher, concurrency=2)
+    assert len(teacher.asked) <= 2
+
+
+def test_when_nothing_is_answered_the_run_fails(query, monkeypatch):
+    with Teacher(lambda prompt, n: "400") as teacher:
+        with pytest.raises(SystemExit, match="stopped .HTTP 400"):  # after 20 in a row
+            query(teacher)
+        assert len(teacher.asked) == 20
+        with pytest.raises(SystemExit, match="every request failed; errors.jsonl says why"):
+            query(teacher)  # the 20 count no more, there are 10 others
+        assert len(teacher.asked) == 50
+
+
+def test_hidden_reasoning_stops_the_run_and_is_asked_again_with_more_tokens(query):
+    """20 empty answers in a row are enough; they are paid for, and not asked again as they were."""
+    with Teacher(lambda prompt, n: "hidden reasoning" if n == 1 else "ok") as teacher:
+        with pytest.raises(SystemExit, match="cut off before any text.*raise max_tokens"):
+            query(teacher, max_tokens=10)
+        assert len(teacher.asked) == 20
+        text = query(teacher, max_tokens=10)
+        assert "20 of them answered before" in text and "10 of these cut off before any text" in text
+        assert len(teacher.asked) == 30
+        text = query(teacher, max_tokens=20)
+        assert "30 of 30 answered, 0 failed" in text
+        assert len(teacher.asked) == 60
+        assert (
+            "this run 3,000 tokens in, 300 out (no prices given), all runs 6,000 tokens in, 600 out" in text
+        )
+    assert all("Altogether 1" in a["content"] for a in distill.answered(query.out).values())
+
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0.6 with this model. "
+    "Only the default (1) value is supported.",
+    "n": "n > 1 is not supported",
+}
+
+
+def test_fields_that_the_server_does_not_support_are_left_out(query, monkeypatch):
+    """As OpenAI's reasoning models refuse them, one after the other: each once in the run."""
+
+    def refuse(request, good):
+        for name, message in REFUSALS.items():
+            if name in request:
+                return {"error": {"message": message, "param": name, "code": "unsupported_parameter"}}
+        return good.say()
+
+    with Teacher() as teacher:
+
+        def behave(prompt, n):
+            request = teacher.asked[-1]["request"]
+            refused = any(name in request for name in REFUSALS)
+            kind = Kind("", lambda good: refuse(request, good), status=400 if refused else 200)
+            monkeypatch.setitem(KINDS, "strict", kind)
+            return "strict"
+
+        teacher.behave = behave
+        text = query(teacher, extra_body={"n": 2, "top_p": 0.9})
+    assert "30 of 30 answered, 0 failed" in text
+    assert len(teacher.asked) == 33
+    assert "does not support max_tokens=4096, and is asked with max_completion_tokens" in text
+    fields = set(teacher.asked[-1]["request"])
+    assert fields == {"model", "messages", "max_completion_tokens", "top_p"}
+
+
+def test_without_vllm_its_teacher_ends_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(SystemExit, match="^teacher: vLLM cannot be imported .*--teacher=api$"):
+        distill.query_vllm([], None)
+
+
+def test_a_whole_last_line_without_its_end_is_no_torn_one(query):
+    with Teacher() as teacher:
+        query(teacher)
+        whole = (query.out / "answers.jsonl").read_bytes()
+        (query.out / "answers.jsonl").write_bytes(whole[:-1])
+        text = query(teacher)
+        assert "30 of them answered before" in text and "torn" not in text
+        assert (query.out / "answers.jsonl").read_bytes() == whole and len(teacher.asked) == 30
+        (query.out / "query.json").write_text("")  # of a disk that was full
+        with pytest.raises(SystemExit, match="query.json' is damaged"):
+            distill.answer_settings(vars(distill), query.out, querying=True)
+
+
+def test_ctrl_c_waits_for_what_is_paid_for_and_a_second_one_does_not(tmp_path):
+    out = tmp_path / "out"
+    pairs(out, 8)
+    for log, delay, signals, answers in (("log", 1, 1, 4), ("log2", 30, 2, 4)):
+        with Teacher(delay=delay) as teacher:
+            script = Script(ask(out, teacher, "--concurrency=4"), tmp_path / log)
+            while len(teacher.asked) < 4:
+                time.sleep(0.01)
+            for _ in range(signals):
+                script.process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            assert script.wait(15) == 1
+            assert script.text.endswith("query: interrupted; the same command goes on from here\n")
+            assert "Traceback" not in script.text and len(teacher.asked) == 4
+        assert len(records(out, "answers.jsonl")) == answers
+
+
+def test_a_full_disk_loses_no_answer_that_is_under_way(tmp_path):
+    """No file may grow beyond 5 MB: what no longer fits is beside it, and the next run asks for the rest."""
+    out = tmp_path / "out"
+    pairs(out, 12)
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+
+    def message(prompt, n):
+        return count_lines(prompt, n) | {"reasoning": "I see. " * 170_000}
+
+    with Teacher(message=message, delay=0.2) as teacher:
+        flags = ["--concurrency=4"]
+        refuses(ask(out, teacher, *flags), tmp_path / "log", "cannot write", "make room", preexec_fn=limited)
+        served = len(teacher.asked)
+        assert 4 <= served < 12
+        text = run(ask(out, teacher, *flags), tmp_path / "log2")
+        assert f"{served} of them answered before" in text and "12 of 12 answered" in text
+        assert len(teacher.asked) == 12
+    assert (out / "answers.rest.jsonl").exists()
+    assert "torn" not in text and not list(out.glob("tmp*"))
+
+
 def test_a_refused_request_is_recorded_and_asked_again_by_the_next_run(tmp_path):
     out = tmp_path / "out"
     prompts = [prompt_of(item) for item in pairs(out, 12)]
@@ -286,14 +516,15 @@ def test_a_refused_request_is_recorded_and_asked_again_by_the_next_run(tmp_path)
 
 
 def test_a_line_torn_by_a_power_cut_is_asked_again(tmp_path):
-    """A kill cannot tear a line (see below), a full disk or a power cut can: only the half line goes."""
+    """A kill cannot tear a line (see below), a power cut can: only the half line goes, and that is said."""
     out = tmp_path / "out"
     pairs(out, 6)
     with Teacher() as teacher:
         run(ask(out, teacher), tmp_path / "log")
         whole = (out / "answers.jsonl").read_bytes()
         (out / "answers.jsonl").write_bytes(whole[:-20])
-        assert "5 of them answered before" in run(ask(out, teacher), tmp_path / "log2")
+        text = run(ask(out, teacher), tmp_path / "log2")
+        assert "5 of them answered before" in text and "answers.jsonl: 1 torn lines are left out" in text
         assert len(teacher.asked) == 7
     lines = (out / "answers.jsonl").read_bytes().split(b"\n")
     assert lines.pop() == b"" and len({json.loads(line)["key"] for line in lines}) == 6
