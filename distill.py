@@ -270,7 +270,8 @@ def read_source(
     records = []
     if scene_file.endswith(".json") and Path(scene_file).is_file():
         records = read_json(Path(scene_file))
-    official = any(isinstance(record, dict) and "objects" in record for record in records)  # scenes of CLEVR's own files
+    # scenes of CLEVR's own files
+    official = any(isinstance(record, dict) and "objects" in record for record in records)
     drawn = source.startswith("scenes:")
     if (official or drawn) and not asked and not question_file:
         raise SystemExit(
