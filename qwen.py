@@ -212,7 +212,10 @@ def load_processor(path: str):
     def load(path):
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-        processor.apply_chat_template([message], tokenize=False)  # fails if it has none, or half of one
+        try:
+            processor.apply_chat_template([message], tokenize=False)
+        except Exception as error:  # a template is a program
+            raise ValueError(f"its chat template, chat_template.jinja, fails: {error}") from error
         return processor
 
     return load_from(path, load)
