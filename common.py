@@ -80,7 +80,8 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
     if programs not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = programs + os.pathsep + os.environ["PATH"]
 
-    if "RANK" not in os.environ:
+    alone = "RANK" not in os.environ
+    if alone:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     rank = int(os.environ.setdefault("RANK", "0"))
@@ -98,7 +99,14 @@ def setup(seed: int) -> tuple[int, int, torch.device]:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":
             torch.set_num_threads(max(1, cores() // local_world))
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            torch.distributed.init_process_group(backend)
+        except torch.distributed.DistNetworkError:
+            if not alone:
+                raise
+            os.environ["MASTER_PORT"] = str(free_port())  # another program has just taken the first one
+            torch.distributed.init_process_group(backend)
     random.seed(seed + rank)
     np.random.seed(seed + rank)
     torch.manual_seed(seed + rank)

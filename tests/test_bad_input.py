@@ -292,7 +292,7 @@ def test_a_results_file_cannot_name_a_function(tmp_path, mode):
     (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": [good, *bad]}))
     text = run(["eval.py", mode.format(tmp_path / "results.json")], tmp_path / "log", env=trap(tmp_path))
     assert not (tmp_path / "RAN").exists()
-    assert "skipped: record builtins:eval" in text and "skipped: record trap:score" in text
+    assert "reward_func 'builtins:eval' is none of" in text and "reward_func 'trap:score' is none of" in text
     (tmp_path / "results.json").write_text(json.dumps({"name": "shared", "results": bad}))
     refuses(
         ["eval.py", f"--regrade={tmp_path / 'results.json'}"],

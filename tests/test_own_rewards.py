@@ -190,6 +190,7 @@ def test_a_reward_that_takes_for_ever_is_named_and_given_up(name, workers, monke
 
 
 def test_ctrl_c_ends_the_waiting():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     scorer = rewards.Scorer(1)
     threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     started = time.time()

@@ -62,7 +62,7 @@ def tmp(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base(tiny_folder, tmp):
+def untrained(tiny_folder, tmp):
     """The tiny model with a generation_config.json as published ones are: transformers reads it and
     refuses to write it.
     """
@@ -73,12 +73,12 @@ def base(tiny_folder, tmp):
 
 
 @pytest.fixture(scope="module")
-def sft(base, tmp):
+def sft(untrained, tmp):
     """out_dir of the cold start."""
     run(
         [
             *SFT,
-            f"--model={base}",
+            f"--model={untrained}",
             f"--out_dir={tmp}/sft",
             "--steps=60",
             "--batch_size=16",
@@ -246,7 +246,7 @@ def test_rollouts(whole):
     ]
 
 
-def test_checkpoints(whole, start, base):
+def test_checkpoints(whole, start, untrained):
     """The two newest are kept, they load with transformers alone, the weights have moved from the start, and
     the other files are those of the base model.
     """
@@ -264,10 +264,10 @@ def test_checkpoints(whole, start, base):
         qwen.load_processor(start).tokenizer
     )
     # everything but the weights is byte for byte that of the base model, two trainings ago
-    names = {path.name for path in base.iterdir()}
+    names = {path.name for path in untrained.iterdir()}
     assert {path.name for path in (whole / "step-000006").iterdir()} == names | {"manifest.json"}
     for name in names - {"model.safetensors"}:
-        assert (whole / "step-000006" / name).read_bytes() == (base / name).read_bytes()
+        assert (whole / "step-000006" / name).read_bytes() == (untrained / name).read_bytes()
 
 
 def test_eval(whole, tmp):
