@@ -504,6 +504,8 @@ def ready(cores, folder: str) -> None:
     global out_dir
     out_dir = folder
     os.sched_setaffinity(0, {cores.get()})
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)  # two runs at a time must not be told to meet at one port
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DS_LOG_LEVEL": "error"}
     import deepspeed  # noqa: F401
