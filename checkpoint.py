@@ -62,7 +62,7 @@ def remove(folder: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def commit(temporary: Path, final: Path) -> None:
+def put_in_place(temporary: Path, final: Path) -> None:
     """Give a folder whose files are complete and flushed its final name."""
     common.flush(temporary)
     if final.exists():
@@ -106,11 +106,12 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> str:
 
     With `rank` and `world` in this rank's share of the files.
     """
+    prints = read_json(folder / "manifest.json")
     try:
-        prints = json.loads((folder / "manifest.json").read_text())
-        names = sorted(prints)
-        wanted = [(name, prints[name]["bytes"], prints[name]["sha256"]) for name in names]
-    except (OSError, ValueError, TypeError, KeyError):  # a JSONDecodeError is a ValueError
+        wanted = [(name, int(prints[name]["bytes"]), prints[name]["sha256"]) for name in sorted(prints)]
+    except (ValueError, TypeError, KeyError):
+        wanted = []
+    if not wanted:
         return "manifest.json is missing or cannot be read"
     for name, size, digest in wanted[rank::world]:
         path = folder / name
@@ -144,7 +145,7 @@ def open_folder(config: dict, rank: int, say=print) -> None:
             for left in [*out_dir.glob("step-*.tmp"), *out_dir.glob("resume/step-*.tmp")]:
                 shutil.rmtree(left)  # of a run that was killed
             if config["resume"]:
-                continues(out_dir, config, say)
+                compare_knobs(out_dir, config, say)
         except OSError as error:
             raise SystemExit(
                 f"out_dir: cannot write to '{out_dir}' ({error.strerror}); name another folder with --out_dir"
@@ -153,9 +154,9 @@ def open_folder(config: dict, rank: int, say=print) -> None:
 
 
 def refuse_model(out_dir: Path, model: str) -> None:
-    """SystemExit if the model lies in out_dir, where its files would be overwritten or removed."""
-    inside = Path(model).exists() and Path(model).resolve().is_relative_to(out_dir.resolve())
-    if inside or is_model(out_dir):
+    """SystemExit if out_dir is a model's folder, or the model one of its exports, which `keep` may remove."""
+    exports = [path.resolve() for path in complete(out_dir)]
+    if is_model(out_dir) or Path(model).resolve() in exports:
         raise SystemExit(
             f"out_dir: '{out_dir}' holds a model, whose files a run must not touch; "
             "name another folder with --out_dir"
@@ -164,10 +165,8 @@ def refuse_model(out_dir: Path, model: str) -> None:
 
 def is_model(folder: Path) -> bool:
     """Is there the config.json of a model, and not that of a run?"""
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
-        return False
+    config = read_json(folder / "config.json")
+    return isinstance(config, dict) and "model_type" in config
 
 
 def lock(out_dir: Path, say) -> None:
@@ -183,7 +182,7 @@ def lock(out_dir: Path, say) -> None:
         say(f"out_dir: '{out_dir}' cannot be locked ({error.strerror}); let no second run write to it")
 
 
-def continues(out_dir: Path, config: dict, say) -> None:
+def compare_knobs(out_dir: Path, config: dict, say) -> None:
     """Say which knobs differ from those of the run in out_dir; SystemExit if one may not."""
     over = "use another --out_dir, or --resume=False to start over"
     states, exports = complete(out_dir / "resume"), complete(out_dir)
@@ -371,7 +370,7 @@ def export(model, base: dict[str, bytes], path: Path, config: dict, rank: int) -
         write_manifest(temporary, sorted(temporary.glob("*.safetensors")))
         for file in temporary.iterdir():
             common.flush(file)
-        commit(temporary, path)
+        put_in_place(temporary, path)
 
 
 # -----------------------------------------------------------------------------
@@ -420,7 +419,7 @@ def full_disk_explained(path: Path):
         out_dir = path.parent
         for left in (out_dir / "resume" / f"{path.name}.tmp", out_dir / f"{path.name}.tmp"):
             shutil.rmtree(left, ignore_errors=True)  # gives back the room that it has taken
-        why = str(error).splitlines()[0][:160]
+        why = (str(error) or type(error).__name__).splitlines()[0][:160]
         states = complete(out_dir / "resume")
         newest = states[-1].name if states else "the start"
         raise SystemExit(
@@ -459,7 +458,7 @@ def save_state(engine, stream, step: int, config: dict, rank: int) -> None:
     write_manifest(temporary, files, rank, world)
     if rank == 0:
         common.flush(temporary / "state")
-        commit(temporary, final)
+        put_in_place(temporary, final)
     torch.distributed.barrier()
 
 
@@ -590,18 +589,21 @@ def truncate_logs(out_dir: Path, step: int, names: list[str]) -> None:
         path = out_dir / name
         temporary = path.with_name(name + ".tmp")
         last = 0  # step of the last line that is kept
+        damaged = 0  # lines
         if path.exists():
             with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w") as new:
                 for line in old:
                     written = step_of_line(line)
                     if written is None:
-                        print(f"resume: dropped a damaged line of {path}", file=sys.stderr)
+                        damaged += 1
                     # a run that starts anew writes its evaluation at step 0 again
                     elif step > 0 and written <= step:
                         new.write(line)
                         last = written
             common.flush(temporary)
             os.replace(temporary, path)
+        if damaged:
+            print(f"resume: dropped {damaged} damaged or incomplete lines of {path}", file=sys.stderr)
         if last < step:
             print(f"resume: steps {last + 1} to {step} are missing in {path}", file=sys.stderr)
 

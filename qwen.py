@@ -81,8 +81,9 @@ def command_that_makes(path: str) -> str:
         if re.search(rf"python qwen.py {re.escape(path)}\s", text):
             return f"python qwen.py {path}"
         out_dir = re.search(r'^out_dir = "(.+)"$', text, re.MULTILINE)
-        if out_dir and Path(path).parent == Path(out_dir[1]):
-            return re.search(rf"((torchrun|python) [^&\n]*configs/{config.name})", text)[1]
+        command = re.search(rf"(?:torchrun|python) [^&\n]*configs/{config.name}", text)
+        if command and out_dir and Path(path).parent == Path(out_dir[1]):
+            return command[0]
     return ""
 
 

@@ -22,7 +22,7 @@ check() {
   if [ $kind = cuda ]; then room=14; fi
   free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 {printf "%d", $4 / 1e6}')
   [ "$free" -ge $room ] || stop "$free GB of disk are free in $(cd "$(dirname "$VENV")" && pwd), $room are needed; make room, or name another folder with VENV=..."
-  if [ $kind = cuda ]; then # Triton compiles small programs when the GPU is used; on CPUs nothing is compiled
+  if [ $kind = cuda ]; then # Triton compiles while the GPU is used; on CPUs only vLLM needs a compiler, and says so itself (common.check_compiler)
     command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null || stop "a C compiler is needed, which Triton calls on GPUs; on Debian and Ubuntu: apt install gcc"
     "$PYTHON" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || stop "Python.h is needed, which Triton compiles with on GPUs; on Debian and Ubuntu: apt install $("$PYTHON" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"
   fi

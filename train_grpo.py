@@ -290,6 +290,7 @@ def main():
         reference = qwen.without_lora(engine)  # the policy with its adapters off: takes no memory
     elif beta > 0:
         # a frozen copy of the start: the KL term ties the policy to what it was before this run
+        say("reference: loading the same model once more", flush=True)
         start = qwen.load_model(model, dtype, attn, device, say=lambda line: None)
         reference = common.freeze(qwen.Policy(start, banned, temperature), ds_config)
 

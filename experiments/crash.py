@@ -509,7 +509,7 @@ def ready(cores, folder: str) -> None:
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DS_LOG_LEVEL": "error"}
     import deepspeed  # noqa: F401
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor  # noqa: F401
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor  # noqa: F401
 
 
 def case(task: tuple) -> tuple[str, int, bool]:

@@ -223,7 +223,8 @@ OTHER_TAGS = re.compile(
 )
 # Channels of OpenAI's harmony format, with its special tokens or with what is left when those are taken out.
 CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]*<\|message\|>((?:(?!<\|(?:end|return|start|channel)\|>).)*)"
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]*<\|message\|>"
+    r"((?:(?!<\|(?:end|return|start|channel)\|>).)*)"
     r"(?:<\|(?:end|return)\|>)?",
     re.DOTALL,
 )

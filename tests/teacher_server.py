@@ -133,7 +133,8 @@ KINDS = {
     "harmony": Kind(
         "kept",
         lambda good: good.say(
-            f"<|channel|>analysis<|message|>{good.thinking}<|end|><|start|>assistant<|channel|>final<|message|>"
+            f"<|channel|>analysis<|message|>{good.thinking}<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>"
             f"{good.final}<|return|>"
         ),
     ),

@@ -46,7 +46,7 @@ def save_run(folder, config, steps=(4,), script=checkpoint.SCRIPT):
 def go_on(folder, **changed):
     """What is said when these knobs go on in the folder."""
     said = []
-    checkpoint.continues(folder, KNOBS | changed, said.append)
+    checkpoint.compare_knobs(folder, KNOBS | changed, said.append)
     return said
 
 
@@ -116,10 +116,13 @@ def test_out_dir_with_a_model_in_it(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    for out_dir, base in ((model, model), (tmp_path, model), (model, tmp_path / "other")):
+    export = tmp_path / "run" / "step-000100"
+    export.mkdir(parents=True)
+    for out_dir, base in ((model, model), (model, tmp_path / "other"), (tmp_path / "run", export)):
         with pytest.raises(SystemExit, match="holds a model"):
             checkpoint.refuse_model(out_dir, str(base))
     checkpoint.refuse_model(tmp_path / "new", str(model))
+    checkpoint.refuse_model(tmp_path, str(model))  # a folder beside the steps is never touched
     checkpoint.refuse_model(tmp_path / "org", "org/name")  # a hub id is no folder
 
 
@@ -213,6 +216,12 @@ def test_every_damage_is_found_by_some_rank(written, name, how):
     assert any(found)
     # a bit of the manifest itself may be that of another file's checksum, or of its name
     assert name == "manifest.json" or any(name in problem for problem in found)
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"loop.json": 3}', '{"loop.json": {"bytes": "x"}}'])
+def test_a_manifest_that_names_nothing_vouches_for_nothing(written, manifest):
+    (written / "manifest.json").write_text(manifest)
+    assert checkpoint.damage(written) == "manifest.json is missing or cannot be read"
 
 
 def test_the_state_before_is_taken_and_said(written, monkeypatch):
@@ -381,7 +390,7 @@ def test_damaged_lines_of_a_log_are_dropped_and_said(tmp_path, capsys):
     checkpoint.truncate_logs(tmp_path, 9, ["metrics.jsonl"])
     assert (tmp_path / "metrics.jsonl").read_bytes() == good * 2
     said = capsys.readouterr().err
-    assert said.count("dropped a damaged line") == len(bad)
+    assert f"dropped {len(bad)} damaged or incomplete lines of" in said and said.count("dropped") == 1
     assert "steps 2 to 9 are missing in" in said
 
 
@@ -416,9 +425,8 @@ def test_curves_do_not_double(tmp_path):
             log.write({"step": step, "reward": float(10 * start + step)})
         log.board.close()
     curve = EventAccumulator(str(tmp_path)).Reload().Scalars("reward")
-    assert [(point.step, point.value) for point in curve] == [
-        (1, 1), (2, 2), (3, 3), (4, 34), (5, 35), (6, 36), (7, 37),
-    ]  # fmt: skip
+    wanted = {1: 1, 2: 2, 3: 3, 4: 34, 5: 35, 6: 36, 7: 37}
+    assert [(point.step, point.value) for point in curve] == list(wanted.items())
 
 
 def test_a_resumed_run_keeps_its_id_and_a_new_one_gets_another(tmp_path):
