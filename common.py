@@ -523,15 +523,46 @@ class Tally:
             total, count = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = (total + real * values.sum(), count + real * values.numel())
 
-    def means(self) -> dict[str, float]:
-        """The means over all ranks, in the order in which the names first came. CPU-GPU sync. ALL RANKS."""
+    def means_and_counts(self) -> dict[str, tuple[float, float]]:
+        """{name: (mean, how many numbers)} over all ranks, in the order in which the names first came.
+
+        A name may be missing on a rank. CPU-GPU sync. ALL RANKS.
+        """
         mine = {name: (float(total), float(count)) for name, (total, count) in self.sums.items()}
         totals, counts = {}, {}
         for sums in all_gather(mine):
             for name, (total, count) in sums.items():
                 totals[name] = totals.get(name, 0.0) + total
                 counts[name] = counts.get(name, 0.0) + count
-        return {name: totals[name] / counts[name] for name in totals if counts[name]}
+        return {name: (totals[name] / counts[name], counts[name]) for name in totals if counts[name]}
+
+    def means(self) -> dict[str, float]:
+        """The means over all ranks. CPU-GPU sync. ALL RANKS."""
+        return {name: mean for name, (mean, _) in self.means_and_counts().items()}
+
+
+class Kinds:
+    """Accuracy on each source of rows, and on each task, as soon as the run has seen several of them."""
+
+    def __init__(self):
+        self.seen = {"source": set(), "task": set()}
+
+    def accuracies(self, rows: list[dict], parts: list[dict]) -> dict[str, tuple[float, float]]:
+        """{name of a source or task: (mean accuracy, of how many completions)}. ALL RANKS.
+
+        One completion for each row; `parts` of its reward, of which some may lack the accuracy.
+        """
+        tally = Tally()
+        for row, of_one in zip(rows, parts, strict=True):
+            if "accuracy" in of_one:
+                kinds = [f"{kind}/{row[kind]}" for kind in self.seen if row.get(kind)]
+                tally.add(**dict.fromkeys(kinds, of_one["accuracy"]))
+        found = {}
+        for key, mean_and_count in tally.means_and_counts().items():
+            kind, _, name = key.partition("/")
+            self.seen[kind].add(name)
+            found[kind, name] = mean_and_count
+        return {name: found[kind, name] for kind, name in found if len(self.seen[kind]) > 1}
 
 
 # -----------------------------------------------------------------------------
@@ -698,13 +729,17 @@ class FlatSteps:
         say(f"WARNING: {what}. Look at the completions (rollouts.html, by report.py): {advice}", flush=True)
 
 
-def console_line(record: dict, parts, seconds: dict, steps: int, eta: float) -> str:
+def console_line(record: dict, seconds: dict, steps: int, eta: float) -> str:
     """A step of train_grpo.py in one line, in short what is in metrics.jsonl. `seconds`: of each phase."""
-    of_parts = ", ".join(f"{name} {record[f'reward_{name}']:.3f}" for name in parts)
+    of_parts = [
+        f"{name.removeprefix('reward_')} {value:.3f}"
+        for name, value in record.items()
+        if name.startswith("reward_") and name != "reward_std"
+    ]
     phases = " ".join(f"{name} {value:.2f}" for name, value in seconds.items() if value >= 0.005)
     fields = [
         f"step {record['step']}/{steps}",
-        f"reward {record['reward']:.3f} ({of_parts})",
+        f"reward {record['reward']:.3f} ({', '.join(of_parts)})",
         f"length {record['length']:.0f}",
         f"flat {record['flat_groups']:.0%}",
         f"{phases} s",

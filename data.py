@@ -10,14 +10,18 @@ A row is a plain dict, whatever it was made from:
     thinking     "red cube, blue sphere, ..."   what SFT imitates, or None
     options      ["cat", "dog"]                 the choices A, B, ..., which stand in the problem too, or None
     labels       {"objects": "3"}               categories for evaluation's tables
+    context      [{"role", "content"}]          the chat before the problem, with <image> marks, or None
     template     "box"                          the prompt that template = "auto" takes, or None
     reward_func  ["format"]                     reward parts of this row alone, or None
+    columns      {"label": 3, ...}              the record as the data set has it
+    source       "my.jsonl"                     the data set
 
 Rows come from a source, named by a knob:
 
     scenes:clevr?rows=9600&objects=1-8          drawn while training (tasks/scenes.py)
     geoqa, refcoco/testA, geoqa@/data/GEOQA     a published set by its name in tasks/adapters.py, or a copy
-    rows.jsonl, CLEVR_val_questions.json        records with image paths; CLEVR's own files as they are
+    rows.jsonl, CLEVR_val_questions.json        records with image paths; CLEVR's own files as they are;
+                                                chats and other trainers' layouts (tasks/layouts.py)
     train.parquet, folder/of/parquets           Hugging Face layout: `image` struct, `problem`, `solution`
     folder                                      written by datasets.save_to_disk, or JSON beside its images
     leonardPKU/clevr_cogen_a_train              a hub id
@@ -28,38 +32,53 @@ and counts it. All of a row is checked here, so that nothing behind (scorer, log
 A prompt is never cut: cutting image tokens breaks the model, cutting text changes the question.
 """
 
-import base64
 import bisect
-import decimal
-import io
+import contextlib
 import itertools
 import json
-import math
 import os
 import random
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from PIL import Image
 from tqdm import tqdm
 
-from rewards import own_parts
-from tasks import scenes
-from tasks.adapters import (
-    ADAPTERS,
-    BAD_RECORD,
-    HUBS,
-    Adapter,
-    bare,
-    read_adapter,
-    read_copy,
-    read_hub,
-    reference_box,
-    split_names,
+from rewards import own_parts, references
+from tasks import layouts, scenes
+from tasks.adapters import ADAPTERS, BAD_RECORD, HUBS, Adapter, reference_box
+from tasks.answers import (
+    as_letter,
+    index_base,
+    is_absent,
+    is_derivation,
+    is_empty,
+    label_texts,
+    plain,
+    read_options,
+    read_solution,
+    refuse_unanswerable,
+    text_of,
+    whole_number,
+    with_options,
 )
+from tasks.drawn import SceneRecords, scene_records
+from tasks.files import read_adapter, read_copy, read_hub, split_names
 from tasks.grading import VERIFIERS, scale_box
+from tasks.pictures import (
+    MAX_IMAGES,
+    PICTURE_NAME,
+    file_in_text,
+    find_file,
+    open_picture,
+    picture_kind,
+    picture_list,
+    refuse_address,
+    unwrapped,
+)
+from tasks.pictures import thumbnail as thumbnail
 
 # One instruction per template; these are the legal values of the knob `template`, beside "auto".
 # "(number)" is dropped for tasks whose answer is none: asking for a number there is a bug of R1-V.
@@ -108,23 +127,10 @@ COLUMNS = {
     "labels": ("labels",),
     "reward_func": ("reward_func",),
 }
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Images in one prompt. vLLM wants to know the limit when it starts, and it costs nothing to name a high one.
-MAX_IMAGES = 16
-# Width * height of one image, checked before it is decoded: phones take 50 million pixels, and a file of 20
-# KB can hold 169. Decoded, a pixel takes 4 bytes: 256 MB, in each of up to eight threads.
-MAX_IMAGE_PIXELS = 64_000_000
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limits, a warning and an error: ours is lower and names the size
-# What may be opened: still pictures that Pillow decodes by itself (for EPS it would run ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-Image.init()
-FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is in newer versions of Pillow only
 IMAGE_MARK = "<image>"  # in a problem: an image of the row belongs here
-# By these a column that holds pictures or video is known.
-PICTURE_NAME = re.compile("img|image|picture|photo|video|clip|frame", re.IGNORECASE)
-PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-VIDEO_FILES = (".mp4", ".webm", ".mov", ".avi", ".mkv")
-PICTURE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+# What some chat templates begin the completion with. A closed pair asks the model not to think.
+OPENED = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+FIRST = 20  # rows that are looked at to learn what a data set is
 
 
 class BadRow(Exception):
@@ -142,98 +148,11 @@ class BadRow(Exception):
 # -----------------------------------------------------------------------------
 
 
-class SceneRecords:
-    """`rows` drawn scenes as records; scene i is the same for ever, so nothing has to be stored.
-
-    Raises ValueError for options that no scene can have.
-    """
-
-    column_names = ("id", "images", "problem", "solution", "thinking", "task", "labels")
-
-    def __init__(
-        self,
-        split: str,
-        rows: int = 1000,
-        seed: int = 0,
-        layout: str = "free",
-        objects: str = "3-10",
-        size: str = "",
-        family: str = "count_all",
-        miss: float = 0.0,
-        jitter: float = 0.0,
-        first: int = 0,
-    ):
-        # the options of a source arrive as text
-        self.split = split
-        self.rows = int(rows)
-        self.seed = int(seed)
-        self.family = family
-        self.first = int(first)
-        self.miss = float(miss)
-        self.jitter = float(jitter)
-        low, _, high = objects.partition("-")
-        self.sample = {
-            "layout": layout,
-            "min_objects": int(low),
-            "max_objects": int(high or low),
-            "size": tuple(int(side) for side in size.split("x")) if size else None,
-        }
-        scenes.sample_scene(0, split=split, **self.sample)  # ValueError now rather than in mid-run
-        if family not in scenes.FAMILIES:
-            raise ValueError(f"family '{family}' is none of {', '.join(scenes.FAMILIES)}")
-
-    def __len__(self):
-        return self.rows
-
-    def scene(self, i: int) -> dict:
-        """The scene graph of row i."""
-        return scenes.sample_scene(self.seed * 1_000_000 + self.first + i, split=self.split, **self.sample)
-
-    def __getitem__(self, i: int) -> dict:
-        number = self.first + i
-        row_id = f"{self.split}/{self.seed}/{number}"
-        scene = self.scene(i)
-        try:
-            asked = scenes.ask(scene, number, self.family)
-        except ValueError as error:  # no two objects to compare, for example
-            raise BadRow(f"row {row_id}: {error}") from error
-        answer = asked["answer"]
-        if self.miss and self.family == "count_all":
-            # the teacher overlooks small objects: its answer agrees with its list, not with the truth
-            answer = str(len(scenes.described_objects(scene, self.miss)))
-        image = scenes.draw_scene(scene)
-        if self.jitter:
-            image = change_light(image, self.jitter, random.Random(f"jitter-{self.seed}-{number}"))
-        return {
-            "id": row_id,
-            "images": [image],
-            "problem": asked["question"],
-            "solution": answer,
-            "thinking": scenes.describe_scene(scene, self.miss),
-            "task": "count" if answer.isdigit() else "text",
-            "labels": {"objects": len(scene["objects"]), "question": self.family},
-        }
-
-
-def change_light(image: Image.Image, jitter: float, rng: random.Random) -> Image.Image:
-    """The image under another lamp: brightness by up to +-jitter, each channel by up to half of that.
-
-    An eye that knows one lamp only is no eye.
-    """
-    brightness = rng.uniform(1 - jitter, 1 + jitter)
-    channels = []
-    for channel in image.split():
-        gain = brightness * rng.uniform(1 - jitter / 2, 1 + jitter / 2)
-        table = [min(255, round(value * gain)) for value in range(256)]
-        channels.append(channel.point(table))
-    return Image.merge("RGB", channels)
-
-
 class Rows:
     """A sequence of rows over any sequence of raw records; row i is read and checked when it is asked for.
 
     A field is taken from the column that the user has named, else from where the adapter of a published set
-    finds it, else from the first of its usual COLUMNS that the records have.
+    or the recognised layout finds it, else from the first of its usual COLUMNS that the records have.
     """
 
     def __init__(
@@ -262,7 +181,9 @@ class Rows:
                 self.roots += [Path(root), Path(root, "images")]
 
         present = column_names(records)
-        self.chosen = self.chosen_columns(columns, present)
+        first = self.first_records()
+        self.index_base = None  # of references that are numbers of options: 0, 1, or None where they are none
+        self.chosen = self.chosen_columns(columns, present, first)
         self.columns = {}  # field -> the column that holds it, or None
         for field, usual in COLUMNS.items():
             found = next((column for column in usual if column in present), None)
@@ -271,33 +192,60 @@ class Rows:
         self.image_columns = [column for column in COLUMNS["images"] if column in present]
         if "images" in self.chosen:
             self.image_columns = [self.chosen["images"]]
+        self.layout = None
+        if not adapter and not {"problem", "solution"} <= self.chosen.keys():
+            self.layout = layouts.recognise(list(present), first)
         # CLEVR's scene files hold no questions: ask for the number of objects
-        self.count_scene = self.columns["problem"] is None and "objects" in present
-        given = self.adapter_fields(present)
-        if not self.count_scene:
-            self.require_columns(given, present)
+        self.count_scene = self.columns["problem"] is None and "objects" in present and not self.layout
+        if not self.layout and not self.count_scene:
+            self.require_columns(self.adapter_fields(present), present)
+        self.short_answers = self.find_short_answers(present, first)
+
         # columns that nothing reads; what an adapter or the user (--columns=images=...) leaves out is meant
         self.unread = []
         if not adapter and "images" not in self.chosen:
             read = {*self.columns.values(), *self.image_columns, "objects" if self.count_scene else ""}
+            read |= {self.short_answers, *(self.layout.columns if self.layout else ())}
             self.unread = [column for column in present if column not in read]
+        self.first = []  # (record, fields) of the first rows, without those that cannot be read
+        for i, record in enumerate(first):
+            with contextlib.suppress(BadRow):  # named when its turn comes
+                self.first.append((record, self.fields_of(record, f"{self.name}:{i}")))
         self.refuse_unread_pictures()
+        self.refuse_addresses()
+        if self.index_base is None and not adapter:
+            self.index_base = self.find_index_base()
 
-    def chosen_columns(self, columns: str, present) -> dict[str, str]:
+    def first_records(self) -> list[dict]:
+        """The first records that are some; none of drawn scenes, of which everything is known."""
+        first = []
+        if not isinstance(self.records, SceneRecords):
+            for i in range(min(FIRST, len(self.records))):
+                with contextlib.suppress(BadRow):  # named when its turn comes
+                    first.append(self.record(i))
+        return first
+
+    def chosen_columns(self, columns: str, present, first: list[dict]) -> dict[str, str]:
         """{"solution": "label"} of "solution=label"; "images=" chooses no column: the rows have no images.
 
-        SystemExit for a pair that is none, an unknown field or a missing column.
+        A column in a column is "reward_model.ground_truth"; "solution=answer+1" says that the answers count
+        the options from 1. SystemExit for a pair that is none, an unknown field or a missing column.
         """
         chosen = {}
         for pair in filter(None, columns.split(",")):
             field, sign, column = (word.strip() for word in pair.partition("="))
-            if not sign or (not column and field != "images"):
+            if not sign or (not column and field in ("problem", "solution")):
                 raise SystemExit(f"columns: '{pair}' is no field=column pair, as in solution=label")
             if field not in COLUMNS:
                 raise SystemExit(f"columns: {field} is none of {', '.join(COLUMNS)}")
+            counted = re.fullmatch(r"(.+)\+([01])", column)
+            if field == "solution" and counted and column not in present:
+                column = counted[1]
+                self.index_base = int(counted[2])
             chosen[field] = column
         for field, column in chosen.items():
-            if column and column not in present:
+            there = column in present or any(layouts.column_value(r, column) is not None for r in first)
+            if column and not there:
                 raise SystemExit(
                     f"data: '{self.name}' has no column '{column}' (columns: {field}={column}); "
                     f"it has {', '.join(map(str, present))}"
@@ -326,29 +274,75 @@ class Rows:
                 continue  # a bad record says nothing about the columns: the next one may be good
         return set()
 
+    def require_columns(self, given: set[str], present) -> None:
+        """SystemExit if problem or solution has no column and is not `given` by the adapter either."""
+        for field in ("problem", "solution"):
+            if self.columns[field] is None and field not in given:
+                raise SystemExit(
+                    f"data: '{self.name}' has no column for the {field} ({', '.join(COLUMNS[field])}); "
+                    f"it has {', '.join(map(str, present))}. Name it with --columns={field}=NAME"
+                )
+
+    def find_short_answers(self, present, first: list[dict]) -> str | None:
+        """The column with the answers alone, if at least half of the solutions beside it are derivations.
+
+        Of such a row the answer that the derivation marks (\\boxed and the like) is the reference, else that
+        column's, and the derivation is the thinking.
+        """
+        if self.adapter.get or "solution" in self.chosen or self.columns["solution"] != "solution":
+            return None
+        short = next((column for column in ("answer", "ground_truth") if column in present), None)
+        pairs = [(record.get("solution"), record.get(short)) for record in first]
+        pairs = [pair for pair in pairs if not is_empty(pair[0]) and not is_empty(pair[1])]
+        derived = sum(is_derivation(*pair) for pair in pairs)
+        return short if pairs and derived * 2 >= len(pairs) else None
+
+    def find_index_base(self) -> int | None:
+        """Whether numbers as references of choices count the options from 0 or from 1 (answers.index_base).
+
+        SystemExit if the first 1,000 rows do not show it.
+        """
+        answers = []
+        for i in range(min(1000, len(self))):
+            if i == FIRST and not any(whole_number(answer) is not None for answer, *_ in answers):
+                break
+            try:
+                fields = self.fields_of(self.record(i), "")
+                options, labels = read_options(fields["options"])
+                answer, _ = read_solution(fields["solution"], "auto", fields["short"])
+            except (BadRow, ValueError, RecursionError):
+                continue
+            if options:
+                answers.append((answer, options, labels))
+        try:
+            return index_base(answers)
+        except ValueError as error:
+            column = self.columns["solution"] or "answer"
+            raise SystemExit(
+                f"data: '{self.name}': {error}; say it with --columns=solution={column}+0 (or {column}+1)"
+            ) from error
+
     def refuse_unread_pictures(self) -> None:
         """SystemExit if there is no image column, but pictures or video in a column that nothing reads."""
-        if not self.unread or self.image_columns:
+        if self.image_columns:
             return
-        for i in range(min(20, len(self.records))):
-            try:
-                found = self.unread_pictures(self.record(i))
-            except BadRow:
-                continue  # named when its turn comes
+        for record, fields in self.first:
+            found = self.unread_pictures(record, fields["images"])
             if found:
                 raise SystemExit(f"data: '{self.name}' has {found}")
 
-    def unread_pictures(self, record: dict) -> str:
+    def unread_pictures(self, record: dict, images) -> str:
         """What a record without images has in a column that nothing reads, and the remedy; "" if nothing."""
-        if not self.unread or not is_empty(self.image_source(record)):
+        if not self.unread or not is_empty(images):
             return ""
         for column in self.unread:
             value = record.get(column)
             kind = picture_kind(value)
             if not kind:
                 continue
+            is_path = isinstance(value, str) and file_in_text(value) is None
             if not PICTURE_NAME.search(column) and (
-                self.image_columns or (isinstance(value, str) and self.find_image(value) is None)
+                self.image_columns or (is_path and self.find_image(value) is None)
             ):
                 continue  # without a telling name, a remark: beside an image column, or of a file not here
             remedy = f"name it with --columns=images={column}"
@@ -360,19 +354,55 @@ class Rows:
             )
         return ""
 
+    def refuse_addresses(self) -> None:
+        """SystemExit if the pictures of all of the first rows are addresses, which are not fetched."""
+        problem = None
+        for _, fields in self.first:
+            try:
+                for source in picture_list(fields["images"], self.find_image):
+                    refuse_address(unwrapped(source))
+                    return  # this one is none
+            except ValueError as error:
+                problem = problem or error
+        if problem and "address" in str(problem):
+            raise SystemExit(f"data: '{self.name}': {problem}") from problem
+
     def image_source(self, record: dict):
         """What a record has for images: in the first of the image columns that holds anything; else None."""
-        values = (record.get(column) for column in self.image_columns)
+        values = (layouts.column_value(record, column) for column in self.image_columns)
         return next((value for value in values if not is_empty(value)), None)
 
-    def require_columns(self, given: set[str], present) -> None:
-        """SystemExit if problem or solution has no column and is not `given` by the adapter either."""
-        for field in ("problem", "solution"):
-            if self.columns[field] is None and field not in given:
-                raise SystemExit(
-                    f"data: '{self.name}' has no column for the {field} ({', '.join(COLUMNS[field])}); "
-                    f"it has {', '.join(map(str, present))}. Name it with --columns={field}=NAME"
-                )
+    def find_image(self, source: str | Path) -> Path | None:
+        """Where the image file of that path is, None if it is in no place that the path may mean."""
+        return find_file(source, self.roots, self.folder, published=bool(self.adapter.get))
+
+    def description(self) -> str:
+        """For a person, in one line: what the source was taken for, and what became of its first rows."""
+        used = dict.fromkeys([*self.columns.values(), *self.image_columns])
+        kind = "columns " + ", ".join(column for column in used if column)
+        if isinstance(self.records, SceneRecords):
+            kind = "drawn scenes"
+        elif self.adapter.get:
+            kind = "published set"
+        elif self.layout:
+            kind = self.layout.name
+        parts = [f"data: {self.name}: {kind}"]
+        if self.first:
+            pictures = sum(not is_empty(fields["images"]) for _, fields in self.first)
+            parts.append(f"{pictures} of the first {len(self.first)} rows have pictures")
+        if self.index_base is not None:
+            parts.append(f"answers count the options from {self.index_base}")
+        line = ", ".join(parts)
+        reason = ""
+        for i in range(min(FIRST, len(self))):
+            try:
+                row = self[i]
+            except BadRow as problem:
+                reason = reason or str(problem)
+                continue
+            which = "the first" if i == 0 else f"the first that can be used, row {i}"
+            return f"{line}; {which}: '{brief(row['problem'])}' -> '{brief(row['solution'])}'"
+        return f"{line}; none of them can be used: {reason}"
 
     def __len__(self):
         return len(self.records)
@@ -380,41 +410,54 @@ class Rows:
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):  # drawn scenes never end, and neither would `for row in rows`
             raise IndexError(i)
-        fields = self.read_fields(i)
+        record = self.record(i)
+        fields = self.fields_of(record, f"{self.name}:{i}")
         row_id = fields["id"]
+        unread = self.unread_pictures(record, fields["images"])
+        if unread:
+            raise BadRow(f"row {row_id} has {unread}")
         try:
             # a ValueError of these says in its own words what is wrong with the row
-            reward_func = plain(fields["reward_func"])
-            fields["reward_func"] = None if is_absent(reward_func) else reward_func or None
-            parts = own_parts(fields["reward_func"])
-            task, template = self.task_and_template(fields)
-            solution = solution_text(fields["solution"], task)
-            problem = text_of(fields["problem"], "problem")
-            thinking = text_of(fields["thinking"], "thinking")
-            options = option_texts(fields["options"])
-            labels = label_texts(fields["labels"])
-            if "iou" in parts:
-                reference_box(solution)
+            row = self.checked(fields)
+            if not row["problem"].replace(IMAGE_MARK, "").strip():
+                raise BadRow(f"row {row_id} has no problem")
+            if not row["solution"]:
+                raise BadRow(f"row {row_id} has no answer")
+            refuse_unanswerable(references(row), row)
+            sources = picture_list(fields["images"], self.find_image)
+            images = [open_picture(source, self.find_image, self.image_root) for source in sources]
         except (ValueError, RecursionError) as error:
             raise BadRow(f"row {row_id}: {error}") from error
-        if not problem.replace(IMAGE_MARK, "").strip():
-            raise BadRow(f"row {row_id} has no problem")
-        if not solution:
-            raise BadRow(f"row {row_id} has no answer")
-        images = self.open_images(fields["images"], row_id)
-        problem = with_options(problem, options)
-        marks = problem.count(IMAGE_MARK)
+        context = row["context"] or []
+        problem = with_options(row["problem"], row["options"])
+        marks = sum(text.count(IMAGE_MARK) for text in (problem, *(turn["content"] for turn in context)))
         if marks not in (0, len(images)):
             raise BadRow(f"row {row_id}: {marks} {IMAGE_MARK} in the problem for {len(images)} images")
+        # of a chat each mark says in which turn its image belongs
+        row["problem"] = problem if context else without_leading_marks(problem)
+        return {"id": row_id, "images": images} | row | {"columns": record, "source": self.name}
+
+    def checked(self, fields: dict) -> dict:
+        """The fields of a row but for its id and images, checked. Raises ValueError in words."""
+        reward_func = plain(fields["reward_func"])
+        fields["reward_func"] = None if is_absent(reward_func) else reward_func or None
+        parts = own_parts(fields["reward_func"])
+        task, template = self.task_and_template(fields)
+        solution, reasoning = read_solution(fields["solution"], task, fields["short"])
+        options, labels = read_options(fields["options"])
+        if options and solution and task in ("auto", "choice"):
+            solution = as_letter(solution, options, labels, self.index_base)
+            task = "choice"
+        if "iou" in parts:
+            reference_box(solution)
         return {
-            "id": row_id,
-            "images": images,
-            "problem": without_leading_marks(problem),
+            "problem": text_of(fields["problem"], "problem"),
             "solution": solution,
             "task": task,
-            "thinking": thinking or None,
+            "thinking": text_of(fields["thinking"], "thinking") or reasoning or None,
             "options": options,
-            "labels": labels,
+            "labels": label_texts(fields["labels"]),
+            "context": context_turns(fields["context"]),
             "template": template,
             "reward_func": fields["reward_func"],
         }
@@ -429,29 +472,32 @@ class Rows:
             raise BadRow(f"row {self.name}:{i} is a {type(record).__name__} and no record with columns")
         return record
 
-    def read_fields(self, i: int) -> dict:
-        """The fields of row i as its record has them, unchecked; only the id is ready. Raises BadRow."""
-        place = f"{self.name}:{i}"
-        record = self.record(i)
-        fields = {field: record.get(column) if column else None for field, column in self.columns.items()}
+    def fields_of(self, record: dict, place: str) -> dict:
+        """The fields of a row as its record has them, unchecked; only the id is ready. Raises BadRow.
+
+        `place` is its id if the record has none. The field "short" is the answer beside a derivation.
+        """
+        fields = {}
+        for field, column in self.columns.items():
+            fields[field] = layouts.column_value(record, column) if column else None
         fields["id"] = row_name(fields["id"], place)
         fields["images"] = self.image_source(record)
-        fields["template"] = None
-        unread = self.unread_pictures(record)
-        if unread:
-            raise BadRow(f"row {fields['id']} has {unread}")
+        fields["template"] = fields["context"] = None
+        fields["short"] = record.get(self.short_answers)
         if self.count_scene:
             objects = record.get("objects")
             fields["problem"] = "How many items are there in the image?"
             fields["solution"] = len(objects) if isinstance(objects, list) else None
-        if self.adapter.row:
+        found = self.layout.row if self.layout else self.adapter.row
+        if found:
             try:
-                fields |= self.adapter.row(record)
+                fields |= found(record)
             except BAD_RECORD as error:
                 # a plain ValueError is the adapter's own words, anything else needs its name to be understood
                 kind = "" if type(error) is ValueError else f"{type(error).__name__} "
                 raise BadRow(f"row {fields['id']}: {kind}{error}") from error
-            fields |= {field: record.get(column) for field, column in self.chosen.items()}
+            for field, column in self.chosen.items():
+                fields[field] = layouts.column_value(record, column)
             fields["id"] = row_name(fields["id"], place)
         return fields
 
@@ -469,81 +515,6 @@ class Rows:
             return "grounding", fields["template"] or "box"
         return task, fields["template"] or self.adapter.template
 
-    def open_images(self, sources, row_id: str) -> list[Image.Image]:
-        """The images of a row, whose record holds a list of them (or its JSON as a text), one or none.
-
-        Raises BadRow for more than MAX_IMAGES, before any is opened, and for a gap in a list.
-        """
-        sources = plain(sources)
-        if isinstance(sources, str) and sources.startswith("["):
-            sources = json_list(sources)
-        if is_empty(sources):
-            return []
-        if not isinstance(sources, list | tuple):
-            sources = [sources]
-        if len(sources) > MAX_IMAGES:
-            raise BadRow(f"row {row_id}: {len(sources)} images, more than {MAX_IMAGES}")
-        for number, source in enumerate(sources, 1):
-            if is_empty(source):
-                raise BadRow(f"row {row_id}: image {number} of {len(sources)} is missing")
-        return [self.open_image(source, row_id) for source in sources]
-
-    def open_image(self, source, row_id: str) -> Image.Image:
-        """PIL image (RGB) from a path, a {"bytes", "path"} struct, bytes or an image.
-
-        Of an animation it is the first. Raises BadRow naming what is wrong.
-        """
-        if isinstance(source, dict):  # the Hugging Face image layout
-            source = source["bytes"] if source.get("bytes") is not None else source.get("path")
-        if isinstance(source, bytes):
-            file = io.BytesIO(source)
-        elif isinstance(source, str | Path):
-            file = self.find_image(source)
-            if file is None:
-                raise BadRow(
-                    f"row {row_id}: image file {self.image_root / source} not found "
-                    "(--image_root is the folder the paths start from)"
-                )
-        elif isinstance(source, Image.Image):
-            return source.convert("RGB")
-        else:
-            kind = type(source).__name__
-            raise BadRow(
-                f"row {row_id}: broken image (a {kind} where a path or the bytes of a file are meant)"
-            )
-        try:
-            with Image.open(file, formats=FORMATS) as image:  # reads the header alone
-                if image.width * image.height <= MAX_IMAGE_PIXELS:
-                    return image.convert("RGB")
-                size = f"{image.width} x {image.height}"
-        except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
-            raise BadRow(f"row {row_id}: broken image ({type(error).__name__}: {str(error)[:80]})") from error
-        raise BadRow(
-            f"row {row_id}: image of {size} pixels, more than {MAX_IMAGE_PIXELS / 1e6:.0f} million; "
-            "make a smaller copy of it"
-        )
-
-    def find_image(self, source: str | Path) -> Path | None:
-        """Where the image file of that path is, None if it is in no place that the path may mean.
-
-        A regular file, that is: a device or a pipe could be read for ever.
-        """
-        parts = Path(source).parts
-        # Published lists start their paths at a folder of their authors:
-        # without it, or without the next one, the file may be here.
-        starts = range(len(parts)) if self.adapter.get else [0]
-        tails = [Path(*parts[start:]) for start in starts]
-        places = [root / tail for tail in tails for root in self.roots]
-        # CLEVR keeps scenes/, questions/ and images/<split>/ side by side and stores bare file names:
-        # CLEVR_val_000017.png is of the split val.
-        words = str(source).split("_")
-        split = words[-2] if len(words) > 1 else words[0]
-        places.append(self.folder.parent / "images" / split / source)
-        try:
-            return next((place for place in places if place.is_file()), None)
-        except (OSError, ValueError):  # no name that a file can have: too long, or with a NUL
-            return None
-
 
 def column_names(records):
     """The columns of a table; of JSON records those of all, as the first may be the one without an image."""
@@ -554,43 +525,6 @@ def column_names(records):
     return list(dict.fromkeys(columns))
 
 
-def plain(value):
-    """The value without numpy: a scalar as Python's own, an array as a list."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def is_absent(value) -> bool:
-    """None, or the NaN that pandas writes where there is none."""
-    return value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value))
-
-
-def is_empty(value) -> bool:
-    """Is nothing there: absent, or a text or list without content?"""
-    value = plain(value)
-    return is_absent(value) or (isinstance(value, str | list | tuple) and len(value) == 0)
-
-
-def text_of(value, what: str, number: bool = False) -> str:
-    """A text of a record, "" if it is absent; `number`: a number will do as well.
-
-    Raises ValueError, which calls it `what`, for values of another kind, and for a text that no file or
-    tokenizer takes.
-    """
-    value = plain(value)
-    if is_absent(value):
-        return ""
-    if number and isinstance(value, int | float | decimal.Decimal):
-        # no answer or name has more digits; Python refuses to write a whole number of 4,300
-        if not abs(value) < 1e100:
-            raise ValueError(f"the {what} is infinite or has more than 100 digits")
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"the {what} is a {type(value).__name__} where a text is meant")
-    if re.search(r"[\0\ud800-\udfff]", value):
-        raise ValueError(f"the {what} holds a NUL or half a character (a lone surrogate)")
-    return value
-
-
 def row_name(given, place: str) -> str:
     """The id that a record has, else its `place` in the source. BadRow if no file can hold it."""
     try:
@@ -599,90 +533,16 @@ def row_name(given, place: str) -> str:
         raise BadRow(f"row {place}: {error}") from error
 
 
-def solution_text(solution, task: str) -> str:
-    """The bare answer; "" if there is none. A list is several accepted answers, a point, or a box as JSON.
-
-    Raises ValueError for what is no answer (text_of), or no box where the task is grounding.
-    """
-    solution = plain(solution)
-    if is_empty(solution):
-        return ""
-    if task == "grounding":
-        return json.dumps(reference_box(solution))
-    if isinstance(solution, list | tuple):
-        answers = [text_of(answer, "solution", number=True) for answer in solution]
-        if "" in answers:
-            raise ValueError("one of the accepted answers is empty")
-        return str(solution)
-    # published sets store "<answer> 3 </answer>"
-    return bare(text_of(solution, "solution", number=True))
+def context_turns(context) -> list[dict] | None:
+    """The turns of a chat before the problem, checked as the problem is. Raises ValueError."""
+    turns = [{"role": turn["role"], "content": text_of(turn["content"], "context")} for turn in context or ()]
+    return turns or None
 
 
-def option_texts(options) -> list[str] | None:
-    """["cat", "dog"] of such a list or of {"A": "cat", "B": "dog"}; None if there are no options.
-
-    Raises ValueError for a gap, for more options than letters, and for what is no text (text_of).
-    """
-    options = plain(options)
-    if isinstance(options, dict):
-        options = options.values()
-    elif not isinstance(options, list | tuple):
-        return None
-    options = list(options)
-    while options and is_absent(options[-1]):
-        options.pop()  # parquet gives all rows the keys A to E, and null where there are fewer options
-    if len(options) > len(LETTERS):
-        raise ValueError(f"{len(options)} options, more than there are letters")
-    if any(map(is_absent, options)):
-        raise ValueError("an option before the last is missing")
-    return [text_of(text, "option", number=True) for text in options] or None
-
-
-def label_texts(labels) -> dict[str, str]:
-    """The labels that have a value, as texts. Raises ValueError for what cannot be written to a file."""
-    if not isinstance(labels, dict):
-        return {}
-    there = {name: plain(value) for name, value in labels.items() if not is_absent(plain(value))}
-    return {text_of(str(name), "label"): text_of(str(value), "label") for name, value in there.items()}
-
-
-def json_list(text: str) -> list | str:
-    """The list that a text like '["a.png", "b.png"]' holds; the text itself if it is no JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def picture_kind(value) -> str:
-    """What a value holds, by the suffix of a path or the first bytes of a file: "pictures", "video" or ""."""
-    value = plain(value)
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-    if isinstance(value, dict):  # the Hugging Face image layout
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, Image.Image):
-        return "pictures"
-    if isinstance(value, bytes):
-        if value.startswith(PICTURE_BYTES) or value[8:12] in (b"WEBP", b"avif", b"heic"):
-            return "pictures"
-        return "video" if value[4:8] == b"ftyp" and value[8:11] != b"M4A" else ""  # MP4, and not its sound
-    if not isinstance(value, str) or "\n" in value:
-        return ""
-    if value.lower().endswith(VIDEO_FILES):
-        return "video"
-    is_picture = value.lower().endswith(PICTURE_FILES) or value.startswith("data:image/")
-    return "pictures" if is_picture else ""
-
-
-def with_options(problem: str, options: list[str] | None) -> str:
-    """The problem with its choices below, unless they stand there already."""
-    if not options:
-        return problem
-    first_choice = r"(?:^|\s)\(?A\s?[:.)]\s*" + re.escape(options[0].strip())
-    if re.search(first_choice, problem):
-        return problem
-    return problem + "".join(f"\n({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+def brief(text: str, length: int = 60) -> str:
+    """The text in one line, cut where it is longer."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 4] + " ..."
 
 
 def without_leading_marks(problem: str) -> str:
@@ -786,20 +646,28 @@ def mixture_parts(spec: str) -> list[tuple[str, float]]:
 
 
 def load_rows(
-    spec: str, split: str = "train", columns: str = "", image_root: str = "", task: str = "auto"
+    spec: str,
+    split: str = "train",
+    columns: str = "",
+    image_root: str = "",
+    task: str = "auto",
+    say: Callable = lambda line: None,
 ) -> Rows | Mixture:
     """The rows of a source (see the module's docstring).
 
-    columns     "solution=label,problem=text" where the names are not among COLUMNS; "images=": no images
+    columns     "solution=label,problem=text" where the names are not among COLUMNS; "images=": no images;
+                "solution=reward_model.ground_truth" is a column in a column, "solution=answer+1" an answer
+                that counts the options from 1
     image_root  folder that relative image paths start from; default: the file's own
     task        the task of rows that do not name one; "auto": by their solution
+    say         is given one line for each source: what it was taken for
 
     A name of tasks/adapters.py comes before a file of that name (./geoqa is the file), a file before a hub
     id. Raises SystemExit with one sentence if the source is missing or empty.
     """
     parts = [] if Path(spec).exists() else mixture_parts(spec)
     if parts:
-        sources = [load_rows(part, split, columns, image_root, task) for part, _ in parts]
+        sources = [load_rows(part, split, columns, image_root, task, say) for part, _ in parts]
         return Mixture(spec, sources, [weight for _, weight in parts])
 
     name, own_split, copy = published_set(spec)
@@ -815,7 +683,9 @@ def load_rows(
         label = spec if len(spec) < 40 else Path(spec).name
     if len(records) == 0:
         raise SystemExit(f"data: '{spec}' holds no rows")
-    return Rows(records, label, columns, image_root, str(folder), task, adapter, roots)
+    rows = Rows(records, label, columns, image_root, str(folder), task, adapter, roots)
+    say(rows.description())
+    return rows
 
 
 def published_set(spec: str) -> tuple[str, str, str]:
@@ -851,24 +721,15 @@ def read_source(spec: str, split: str) -> tuple:
     )
 
 
-def scene_records(spec: str) -> SceneRecords:
-    """The records of "scenes:clevr?rows=1000&layout=grid"."""
-    split, _, query = spec.removeprefix("scenes:").partition("?")
-    try:
-        options = parse_qsl(query, strict_parsing=True) if query else []
-        return SceneRecords(split, **dict(options))
-    except (TypeError, ValueError, KeyError) as error:
-        example = "scenes:clevr?rows=1000&seed=0&layout=grid&objects=1-8"
-        raise SystemExit(f"data: '{spec}' is no scene source ({error}); example: {example}") from error
-
-
 # -----------------------------------------------------------------------------
 # rows -> prompts -> model inputs
 # -----------------------------------------------------------------------------
 
 
 def build_prompt(row: dict, template: str = "auto") -> list[dict]:
-    """Chat messages of a row: images before text, or in it where the problem has an <image> for each.
+    """Chat messages of a row: its context, then the problem in its template.
+
+    Images stand before the first question, or in the texts where they have an <image> for each.
 
     `template` is a key of TEMPLATES; "auto": the row's own, else "think".
     """
@@ -879,18 +740,29 @@ def build_prompt(row: dict, template: str = "auto") -> list[dict]:
     text = TEMPLATES[template].format(problem=row["problem"])
     if not wants_number(row):
         text = text.replace("final answer (number)", "final answer")
-    pieces = text.split(IMAGE_MARK)
-    if len(pieces) != len(row["images"]) + 1:  # not marked, the usual case
-        pieces = [""] * len(row["images"]) + [text]
-    content = []
-    for number, piece in enumerate(pieces):
-        if number:
-            content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": piece})
-    messages = [{"role": "user", "content": content}]
+    turns = [*(row.get("context") or ()), {"role": "user", "content": text}]
+    marked = sum(turn["content"].count(IMAGE_MARK) for turn in turns) == len(row["images"])
+    unplaced = 0 if marked else len(row["images"])  # not marked, the usual case: before the first question
+    messages = []
+    for turn in turns:
+        pieces = turn["content"].split(IMAGE_MARK) if marked else [turn["content"]]
+        if turn["role"] == "user":
+            pieces = [""] * unplaced + pieces
+            unplaced = 0
+        content = []
+        for number, piece in enumerate(pieces):
+            if number:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        if turn["role"] != "user" and len(pieces) == 1:
+            content = turn["content"]
+        messages.append({"role": turn["role"], "content": content})
     if template == "zero":
-        messages.insert(0, {"role": "system", "content": ZERO_SYSTEM})
+        system = ZERO_SYSTEM
+        if messages[0]["role"] == "system":
+            system = f"{messages.pop(0)['content']}\n{ZERO_SYSTEM}"
+        messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
@@ -958,6 +830,7 @@ def encode_prompt(
     input_ids       expanded: one placeholder per visual token
     pixel_values    (patches, values), or None without images
     image_grid_thw  (images, 3): patches of each image in time, height and width, or None
+    opened          how the chat template itself begins the completion: "<think>\\n", or "" where it does not
 
     Raises BadRow if it is longer than `max_prompt_length` tokens (visual ones included), has more than
     MAX_IMAGES images or one that cannot be resized, or a text of it holds a special token of the tokenizer.
@@ -966,6 +839,7 @@ def encode_prompt(
     refuse_special_tokens(row, tokenizer)
     messages = build_prompt(row, template)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    opened = OPENED.search(text)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     placeholder = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     images = list(row["images"])
@@ -1002,6 +876,7 @@ def encode_prompt(
         "input_ids": input_ids,
         "pixel_values": pixels,
         "image_grid_thw": grid,
+        "opened": opened[0] if opened else "",
     }
 
 
@@ -1011,8 +886,9 @@ def refuse_special_tokens(row: dict, tokenizer) -> None:
     <think> and the like are added tokens but not special ones.
     """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for field in ("problem", "solution", "thinking"):
-        text = row.get(field) or ""
+    texts = [(field, row.get(field) or "") for field in ("problem", "solution", "thinking")]
+    texts += [("context", turn["content"]) for turn in row.get("context") or ()]
+    for field, text in texts:
         found = next((token for token in special if token in text), None)
         if found:
             raise BadRow(f"row {row['id']}: the {field} holds {found}, a special token of the model")
@@ -1028,20 +904,12 @@ def expand_placeholders(token_ids: list[int], placeholder: int, counts: list[int
     return expanded
 
 
-def thumbnail(image: Image.Image, side: int = 160) -> str:
-    """The image, at most `side` pixels wide and high, as a JPEG data URI for logs and web pages."""
-    small = image.copy()
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def target_text(row: dict, target: str = "cot") -> str:
+def target_text(row: dict, target: str = "cot", opened: str = "") -> str:
     """What SFT imitates: `cot` = thinking and answer, `answer` = the answer alone.
 
-    A box is written in the frame of the policy, so give the row of the encoded prompt, which knows it.
-    Raises BadRow if the thinking is missing.
+    `opened` is what the chat template has begun the completion with (encode_prompt): the target goes on from
+    there, and an answer alone closes the tag first. A box is written in the frame of the policy, so give the
+    row of the encoded prompt, which knows it. Raises BadRow if the thinking is missing or has no place.
     """
     answer = row["solution"]
     if row.get("task") == "grounding":
@@ -1050,15 +918,23 @@ def target_text(row: dict, target: str = "cot") -> str:
             box = [round(x) for x in scale_box(box, row["image_size"], row["box_frame"])]
         answer = json.dumps({"bbox_2d": box})
     answer = f"<answer> {answer} </answer>"
+    is_open = opened and "</think>" not in opened
     if target == "answer":
-        return answer
+        return f"</think> {answer}" if is_open else answer
     if not row["thinking"]:
         raise BadRow(
             f"row {row['id']} has no thinking to imitate (set --target=answer to train on answers alone)"
         )
+    if opened and not is_open:
+        raise BadRow(
+            f"row {row['id']}: the chat template closes the thinking before the completion begins; "
+            "set --target=answer, or take a template that leaves it open"
+        )
     thinking = row["thinking"].strip()
     if not thinking.startswith("<think>"):
         thinking = f"<think> {thinking} </think>"
+    if is_open:
+        thinking = thinking.removeprefix("<think>").lstrip()
     return f"{thinking} {answer}"
 
 

@@ -60,7 +60,7 @@ import data
 from configurator import configure
 from results import lines_of, write
 from tasks import scenes, traces
-from tasks.adapters import read_json
+from tasks.files import read_json
 
 # fmt: off
 # -----------------------------------------------------------------------------

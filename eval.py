@@ -20,19 +20,25 @@ Two modes need no model and start at once:
     # which rows flipped, and is it more than chance?
     python eval.py --compare=a/superclevr200.json,b/superclevr200.json
 
-Reported per source, over n rows (k samples each; a row counts with the mean over its samples):
-  accuracy   strict: the last <answer> tag is right, as in training; with its 95 % Wilson interval
+Reported per source, over n rows (k samples each; a row counts with the mean over its samples). "8 of 900" is
+no result of that benchmark: the rest was left out by --limit, is not in the copy, or could not be used.
+  accuracy   strict: the last <answer> tag is right, as in training; with its 95 % Wilson interval. For the
+             tasks relaxed, anls and vqa (tasks/metrics.py) the mean of values from 0 to 1
   lenient    a right \\boxed{} or plain final statement counts too: tells missing tags from wrong answers
   published  by the original script's rule (tasks/benchmarks.py): for comparison with published numbers
   format     <think>...</think> <answer>...</answer> and nothing else
   length     response tokens
   maj@k, pass@k   the most frequent answer of k samples is right; at least one of k is (strict both)
+  your own   --metric=my_metrics:f1, a function f(completion, row) -> number: its mean. row has all columns of
+             the data set, the images, problem, solution and options. Rows that were evaluated before are
+             measured without being answered again; --metric=anls is the metric of another task
 
 Files in out_dir per source: NAME.json (ours), NAME.seed.json (R1-V's layout), and eval.html for all. Finished
 batches are kept in NAME.part-RANK.jsonl: the same command goes on where a killed one was, also with another
 number of processes.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -46,6 +52,7 @@ import results
 import rewards
 from configurator import configure
 from tasks import benchmarks
+from tasks.outputs import refuse_other_set
 
 # common, data, qwen and sampling are imported in main(): they bring torch, and two modes do without
 
@@ -89,7 +96,9 @@ page_rows = 500           # rows of each source on the page, images included; 0 
 # without a model
 regrade = ""              # files to grade again
 compare = ""              # 'a.json,b.json': the same rows, two checkpoints
-metric = "accuracy"       # for compare: 'accuracy', 'lenient' or 'published'
+# what is measured
+metric = "accuracy"       # one more: 'module:function' or a task ('anls'); also what --compare compares:
+                          # 'accuracy', 'lenient', 'published' or one of those
 # -----------------------------------------------------------------------------
 # fmt: on
 
@@ -102,35 +111,44 @@ FIXED += ("samples", "temperature", "top_p", "top_k", "seed", "columns", "image_
 # -----------------------------------------------------------------------------
 
 
-def regrade_files() -> None:
+def regrade_files(scorer) -> None:
     """Grade the files of --regrade again, each with a page of its own."""
     for name in regrade.split(","):
         if not name:
             continue
         path = Path(name)
         folder = Path(out_dir) if out_dir else path.parent
-        record = results.regrade(path, folder, task, published_rule(path))
+        known = benchmark_of(path)
+        rule = published_rule(known)
+        record = results.regrade(path, folder, task, rule, bench=known, metric=metric, scorer=scorer)
         page = folder / f"{path.stem}.regraded.html"
         report.eval_page(page, str(path), "graded again", {"": {path.stem: record}}, {}, page_rows)
 
 
-def compare_files() -> None:
+def compare_files(scorer) -> None:
     """Print how the two files of --compare differ; with out_dir, compare.json there names all rows."""
     paths = [Path(name) for name in compare.split(",")]
     if len(paths) != 2:
         raise SystemExit(f"compare: {len(paths)} file(s); name two, as in --compare=before.json,after.json")
-    graded = [results.read_graded(path, task, published_rule(path), metric) for path in paths]
+    rules = [published_rule(benchmark_of(path)) for path in paths]
+    graded = [
+        results.read_graded(path, task, rule, metric, scorer) for path, rule in zip(paths, rules, strict=True)
+    ]
     found = results.compare(graded[0], graded[1], metric)
     results.print_comparison(found, paths)
     if out_dir:
         results.write(Path(out_dir, "compare.json"), json.dumps(found, indent=1, ensure_ascii=False))
 
 
-def published_rule(path: Path) -> Callable | None:
-    """The rule of the benchmark that --bench names, or the file: mmmu.json. None if neither does."""
+def benchmark_of(path: Path) -> str:
+    """The benchmark that --bench names, or a result file: mmmu.json. "" if neither does."""
     names = list(benchmarks.choose(bench)) or [path.stem]
-    benchmark = benchmarks.BENCHMARKS.get(names[0])
-    return benchmark.rule if benchmark else None
+    return names[0] if names[0] in benchmarks.BENCHMARKS else ""
+
+
+def published_rule(name: str) -> Callable | None:
+    """The rule of a benchmark's original script; None if it has none, or the name is ""."""
+    return benchmarks.BENCHMARKS[name].rule if name else None
 
 
 # -----------------------------------------------------------------------------
@@ -142,6 +160,7 @@ class Source(NamedTuple):
     spec: str  # as data.load_rows takes it
     rows: Sequence[dict]
     total: int  # the first so many are evaluated
+    of: int  # rows of the whole set
     tokens: int  # limit on a completion
     rule: Callable | None  # the published one, if it is a benchmark that has one
 
@@ -157,8 +176,8 @@ def choose_sources() -> dict[str, str]:
     return chosen
 
 
-def load_sources(chosen: dict[str, str]) -> dict[str, Source]:
-    """{name: Source}. SystemExit if some cannot be read, naming all of them.
+def load_sources(chosen: dict[str, str], say) -> dict[str, Source]:
+    """{name: Source}. SystemExit if some cannot be read or are of another set, naming all of them.
 
     Nobody wants to learn of the second missing download after the first.
     """
@@ -166,19 +185,32 @@ def load_sources(chosen: dict[str, str]) -> dict[str, Source]:
     missing = []
     for name, spec in chosen.items():
         benchmark = benchmarks.BENCHMARKS.get(name)  # None for a source that is no benchmark
-        split, tokens, rule = data_split, 256, None
+        split, tokens, rule, published = data_split, 256, None, 0
         if benchmark:
             split, tokens, rule = benchmark.split, benchmark.tokens, benchmark.rule
+            published = benchmark.rows
         try:
-            rows = data.load_rows(spec, split, columns, image_root, task)
+            rows = data.load_rows(spec, split, columns, image_root, task, say)
+            if benchmark:
+                refuse_other_set(Path(spec), "", first_rows(rows), name)
         except SystemExit as problem:
             missing.append(str(problem))
             continue
         total = min(len(rows), limit or len(rows))
-        loaded[name] = Source(spec, rows, total, max_completion_length or tokens, rule)
+        of = published or len(rows)
+        loaded[name] = Source(spec, rows, total, of, max_completion_length or tokens, rule)
     if missing:
         raise SystemExit("\n".join(missing))
     return loaded
+
+
+def first_rows(rows: Sequence[dict], most: int = 20) -> list[dict]:
+    """The first rows that can be used."""
+    found = []
+    for i in range(min(most, len(rows))):
+        with contextlib.suppress(data.BadRow):  # named when its turn comes
+            found.append(rows[i])
+    return found
 
 
 # -----------------------------------------------------------------------------
@@ -300,11 +332,12 @@ def generate(policy, source: Source, prompts: dict[int, dict], tokenizer, settin
     entries = []
     for index, group in zip(prompts, groups, strict=True):
         row = prompts[index]["row"]
+        opened = prompts[index]["opened"]  # by the chat template: "<think>"
         entry = {"index": index}
         entry |= {key: row[key] for key in results.FACTS if key in row}
         entry["outputs"] = []
         for completion in group:
-            text = tokenizer.decode(completion.ids, skip_special_tokens=True)
+            text = opened + tokenizer.decode(completion.ids, skip_special_tokens=True)
             output = {"text": text, "tokens": len(completion.ids), "finished": completion.finished}
             entry["outputs"].append(output)
         entries.append(entry)
@@ -323,6 +356,23 @@ def grade_entries(entries: list[dict], rule, scorer) -> tuple[list[dict], dict[i
             reason = f"cannot be scored ({type(problem).__name__}: {problem})"
             failed[entry["index"]] = f"row {entry['id']}: {reason}"
     return graded, failed
+
+
+def measure_rows(source: Source, entries: list[dict], scorer, reader, progress) -> dict[int, dict]:
+    """{index: entry} of these entries, --metric measured, batch_rows at a time; their rows are read again."""
+    for start in range(0, len(entries), batch_rows):
+        batch = entries[start : start + batch_rows]
+        rows = list(reader.map(source.rows.__getitem__, [entry["index"] for entry in batch]))
+        results.measure(batch, rows, metric, scorer)
+        progress.add(batch)
+    return {entry["index"]: entry for entry in entries}
+
+
+def lacks_metric(entry: dict) -> bool:
+    """Is it an entry with outputs of which --metric, one beside those of every evaluation, is not known?"""
+    if metric in results.METRICS:
+        return False
+    return any(metric not in output for output in entry.get("outputs", ()))
 
 
 def split_results(done: dict[int, dict], total: int) -> tuple[list[dict], dict[int, str]]:
@@ -371,15 +421,16 @@ def write_page(folder: Path, records: dict[str, dict], loaded: dict[str, Source]
 def main():
     global AutoConfig, common, data, qwen, sampling
     config = configure(globals(), sys.argv[1:], __file__)
-    if metric not in results.METRICS:
-        raise SystemExit(f"metric: {metric!r} is none of {', '.join(results.METRICS)}")
-    if regrade:
-        regrade_files()
-    if compare:
-        compare_files()
+    results.check_metric(metric)
     if regrade or compare:
+        scorer = rewards.Scorer(0, [metric])
+        if regrade:
+            regrade_files(scorer)
+        if compare:
+            compare_files(scorer)
         sys.exit()
-    scorer = rewards.Scorer(score_workers)  # first of all: its processes must not inherit a GPU or an engine
+    # first of all: its processes must not inherit a GPU or an engine
+    scorer = rewards.Scorer(score_workers, [metric])
 
     from transformers import AutoConfig
 
@@ -411,7 +462,7 @@ def main():
     # -------------------------------------------------------------------------
     # data
     # -------------------------------------------------------------------------
-    loaded = load_sources(chosen)
+    loaded = load_sources(chosen, say)
     longest = max_prompt_length + max(source.tokens for source in loaded.values())
     wording = "own prompts" if template == "auto" else f"{template} prompt"
 
@@ -455,7 +506,17 @@ def main():
             for part in common.all_gather(answered):
                 done |= part
 
-            # 4) figures and files
+            # 4) the metric of --metric, also of rows that were answered before
+            todo = [index for index, entry in sorted(done.items()) if lacks_metric(entry)]
+            mine = [done[index] for index in todo[rank::world]]
+            measured = {}
+            if mine:
+                progress = results.Progress(folder, name, rank, knobs)
+                measured = measure_rows(source, mine, scorer, reader, progress)
+            for part in common.all_gather(measured):
+                done |= part
+
+            # 5) figures and files
             entries, skipped = split_results(done, source.total)
             if not entries:
                 reason = next(iter(skipped.values()))
@@ -465,7 +526,7 @@ def main():
                 "name": name,
                 "model": path,
                 "source": source.spec,
-                **results.summary(entries, len(skipped)),
+                **results.summary(entries, len(skipped), source.of, metric),
                 "skipped_rows": skipped,
                 "knobs": knobs,
                 "config": config,

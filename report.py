@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pages import EVAL_MARKUP, EVAL_PROGRAM, EVAL_STYLE, ROLLOUTS_MARKUP, ROLLOUTS_PROGRAM, STYLE, fill
 from results import wilson, write
+from tasks.pictures import picture_list, thumbnail, unwrapped
 
 # Okabe-Ito: safe for the colour-blind
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -42,7 +44,11 @@ LOOK = {
     "legend.columnspacing": 0.9,
     "legend.borderaxespad": 0.1,
 }
+PICTURE_SIDE = 1600  # pixels: a page of a document can be read
+SMALL_SIDE = 240  # pixels, of a picture for which there is no room
+PICTURE_BYTES = 48_000_000  # of the pictures of an evaluation's page, as they stand in it
 MAX_BYTES = 7_000_000  # of the groups in the page; the curves come on top
+OF_SHARES = ("reward_", "accuracy/", "eval_accuracy/", "finished", "flat")  # metrics from 0 to 1, mostly
 # (steps, groups of each) in the page: the first that fits; groups are thinned out first, then the steps
 FITS = ((60, 8), (60, 4), (60, 2), (40, 2), (25, 2), (12, 2), (6, 2), (3, 1), (1, 1))
 
@@ -175,7 +181,13 @@ def panels(rows: list[dict]) -> list[tuple]:
         held_out_title += f": {accuracy[0]:.1%} → {accuracy[-1]:.1%}"
     parts = {}
     seconds = {}
+    of_kinds = {}  # accuracy of each source and task
+    held_out_of_kinds = {}
     for key in live:
+        if key.startswith("accuracy/"):
+            of_kinds[key] = key.removeprefix("accuracy/")
+        if key.startswith("eval_accuracy/"):
+            held_out_of_kinds[key] = key.removeprefix("eval_accuracy/")
         if key.startswith("reward_") and key != "reward_std":
             parts[key] = key.removeprefix("reward_")
         if key.startswith("seconds_"):
@@ -192,7 +204,10 @@ def panels(rows: list[dict]) -> list[tuple]:
         ("Loss",                    loss,                                       {}),
         ("Learning rate",           lr,                                         {}),
         ("Rewards",                 parts,                                      {}),
+        ("Accuracy by kind",        of_kinds,                                   {}),
         (held_out_title,            held_out,                                   {}),
+        ("Held-out by kind",        held_out_of_kinds,                          {}),
+        ("Held-out metric",         {"eval_metric": "mean"},                    {}),
         ("Completion length",       {"length": "tokens"},                       finished),
         ("KL to the reference",     {"kl": "k3, per token"},                    clipped),
         ("Groups without spread",   spread,                                     {}),
@@ -220,7 +235,7 @@ def draw_lines(ax, rows: list[dict], labels: dict, colors) -> list:
         handles += ax.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
     everything = np.concatenate([series(rows, key)[1] for key in labels])
     low, middle, high = np.quantile(everything, (0, 0.5, 1))
-    of_shares = any(key.startswith(("reward_", "finished", "flat")) for key in labels)
+    of_shares = any(key.startswith(OF_SHARES) for key in labels)
     if low > 0 and high > 20 * middle:
         ax.set_yscale("log")  # or one spike flattens all the rest
     elif of_shares and low >= 0 and high <= 1:
@@ -275,7 +290,10 @@ def draw_panel(ax, rows: list[dict], title: str, left: dict, right: dict) -> Non
     ax.locator_params(axis="x", nbins=5, integer=True)
     ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=19)
     # between title and axes it covers no curve; outside the layout, or a long one would narrow its column
-    legend = ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.025, 0.985), ncols=7)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.025, 0.985), "ncols": 7}
+    if sum(len(handle.get_label()) + 4 for handle in handles) > 60:
+        place = {"loc": "best"}  # too long for one line: among the curves
+    legend = ax.legend(handles=handles, **place)
     legend.set_in_layout(False)
 
 
@@ -325,8 +343,8 @@ def eval_page(
 
     records: {checkpoint: {benchmark: record}} as in the JSON. sources: {benchmark: rows}, for the images.
 
-    Holds the first `limit` rows of each benchmark, fewer if there are many benchmarks, so that a browser can
-    still open it.
+    Holds the first `limit` rows of each benchmark, fewer if there are many benchmarks, and PICTURE_BYTES of
+    pictures, so that a browser can still open it.
     """
     benchmarks = next(iter(records.values()))  # of the first checkpoint
     limit = min(limit, max(20, 3000 // len(benchmarks)))
@@ -334,7 +352,7 @@ def eval_page(
         return
     rows = []
     for bench in benchmarks:
-        rows += bench_rows(bench, records, sources.get(bench), limit)
+        rows += bench_rows(bench, records, sources.get(bench), limit, PICTURE_BYTES // len(benchmarks))
     content = {
         "name": name,
         "facts": facts,
@@ -348,7 +366,8 @@ def eval_page(
 
 def figures(records: dict[str, dict[str, dict]]) -> list[dict]:
     """The figures of every checkpoint on every benchmark."""
-    keys = ("n", "accuracy", "interval", "lenient", "published", "format", "skipped", "categories")
+    keys = ("n", "of", "accuracy", "interval", "lenient", "published", "format", "skipped", "own_metric")
+    keys += ("categories",)
     found = []
     for model, benchmarks in records.items():
         for bench, record in benchmarks.items():
@@ -356,8 +375,10 @@ def figures(records: dict[str, dict[str, dict]]) -> list[dict]:
     return found
 
 
-def bench_rows(bench: str, records: dict[str, dict[str, dict]], source, limit: int) -> list[dict]:
-    """The first `limit` rows of a benchmark, each with its outputs from all checkpoints."""
+def bench_rows(
+    bench: str, records: dict[str, dict[str, dict]], source, limit: int, picture_bytes: int
+) -> list[dict]:
+    """The first `limit` rows of a benchmark, each with its outputs from all checkpoints and its pictures."""
     facts = ("id", "problem", "solution", "task", "options", "labels")
     rows = {}  # by index, from all checkpoints, since one may have skipped what another could read
     for model, benchmarks in records.items():
@@ -372,462 +393,41 @@ def bench_rows(bench: str, records: dict[str, dict[str, dict]], source, limit: i
                 rows[index]["outputs"].append({"model": model} | output)
     first = sorted(rows)[:limit]
     if source is not None:
-        import data  # here, since pages of old files do without it
-
         for index in first:
             # a picture that has gone in the meantime is no reason to lose the page
             with contextlib.suppress(Exception):
-                rows[index]["images"] = [data.thumbnail(image, 240) for image in source[index]["images"]]
+                picture_bytes = add_pictures(rows[index], source, index, picture_bytes)
     return [rows[index] for index in first]
 
 
-def fill(style: str, markup: str, program: str, content: dict) -> str:
-    """The page with its data."""
-    # in JSON '<' stands in strings only, and without it no text can end the script element
-    data = json.dumps(content).replace("<", "\\u003c")
-    page = PAGE.replace("__STYLE__", style)
-    page = page.replace("__MARKUP__", markup)
-    page = page.replace("__PROGRAM__", TOOLS + program)
-    return page.replace("__DATA__", data)  # last, since a text may hold one of the other names
+def add_pictures(row: dict, source, index: int, room: int) -> int:
+    """Give a row of the page the pictures of that row of the source; returns the bytes of room that are left.
+
+    They are whole while there is room, thumbnails with a link to their file from the first that does not fit.
+    """
+    of_source = source[index]
+    images = of_source["images"]
+    whole = [thumbnail(image, PICTURE_SIDE) for image in images] if room > 0 else []
+    room -= sum(map(len, whole))
+    if room > 0:
+        row["images"] = whole
+        row["notes"] = [f"{image.width} x {image.height} pixels" for image in images]
+        return room
+    row["images"] = [thumbnail(image, SMALL_SIDE) for image in images]
+    row["notes"] = ["not whole here: the page has no room left"] * len(images)
+    row["files"] = picture_files(source, of_source)
+    return 0
 
 
-# -----------------------------------------------------------------------------
-# what the pages are made of: HTML, CSS and JavaScript, without anything from outside
-# -----------------------------------------------------------------------------
+def picture_files(source, row: dict) -> list[str]:
+    """file:// links to the pictures of a row, "" for one that is in no file of its own."""
+    links = []
+    for picture in picture_list(source.image_source(row["columns"]), source.find_image):
+        place = unwrapped(picture)
+        file = source.find_image(place) if isinstance(place, str) else None
+        links.append(file.resolve().as_uri() if file else "")
+    return links
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>nanoR1V</title>
-<style>
-__STYLE__
-</style>
-<h1 id="name"></h1>
-<div class="dim" id="facts"></div>
-__MARKUP__
-<main id="list"></main>
-<button id="more">more</button>
-<script type="text/json" id="data">__DATA__</script>
-<script>
-__PROGRAM__
-</script>
-</html>
-"""
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --good: light-dark(#0072b2, #56b4e9);
-  --bad: light-dark(#d55e00, #f08a3c);
-  --ink: light-dark(#1f2937, #e5e7eb);
-  --dim: light-dark(#6b7280, #9ca3af);
-  --line: light-dark(#e2e5ea, #33383f);
-  --card: light-dark(#fff, #1c2026);
-  --page: light-dark(#f6f7f9, #121519);
-  --mark: light-dark(#fff1c2, #4d4115);
-}
-body {
-  font: 14px/1.45 system-ui, sans-serif;
-  color: var(--ink);
-  background: var(--page);
-  max-width: 1160px;
-  margin: 16px auto;
-  padding: 0 12px;
-}
-h1 { margin: 0; font-size: 22px }
-small, th { font-size: 12px }
-img { border-radius: 6px; width: 100% }
-input, select, button { font: inherit; accent-color: var(--good) }
-details, nav, article {
-  background: var(--card);
-  border: 1px solid var(--line);
-  border-radius: 10px;
-  padding: 10px 14px;
-  margin: 10px 0;
-}
-.dim, th, label, .think { color: var(--dim) }
-.answer { background: var(--mark) }
-
-/* the controls stay in view */
-nav {
-  position: sticky;
-  top: 0;
-  z-index: 1;
-  display: flex;
-  flex-wrap: wrap;
-  gap: 6px 18px;
-  align-items: center;
-}
-#text { flex: 1; min-width: 150px }
-
-/* a card: images on the left, problem and outputs on the right */
-article { display: grid; grid: auto / 132px minmax(0, 1fr); gap: 14px; overflow-wrap: anywhere }
-.pill { border: 1px solid var(--line); border-radius: 9px; padding: 0 8px; margin: 4px }
-table { border-collapse: collapse; width: 100%; margin-top: 6px; font-variant-numeric: tabular-nums }
-th, td {
-  text-align: right;
-  padding: 2px 8px;
-  vertical-align: top;
-  white-space: nowrap;
-  font-weight: 400;
-}
-td { border-top: 1px solid var(--line) }
-td:first-child { border-left: 4px solid; color: var(--c) }
-th:last-child, td:last-child { text-align: left; width: 99% }
-
-/* a text: long pieces show four lines until it is clicked */
-summary, .text { cursor: pointer }
-.text { white-space: pre-wrap }
-.text:not(.open) .long {
-  overflow: hidden;
-  display: -webkit-box;
-  -webkit-box-orient: vertical;
-  -webkit-line-clamp: 4;
-}
-"""
-
-# the start of both programs
-TOOLS = r"""
-const $ = id => document.getElementById(id);
-const D = JSON.parse($("data").textContent);
-
-// text goes in as textContent: a completion is never read as HTML
-function make(tag, className, text, ...children) {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  element.append(...children);
-  return element;
-}
-
-// a row of a table; cells: texts, or finished elements
-function tableRow(tag, cells) {
-  return make("tr", "", "", ...cells.map(cell => cell instanceof Node ? cell : make(tag, "", cell)));
-}
-
-function imageOf(src) {
-  const image = make("img", "", "");
-  image.src = src;
-  return image;
-}
-
-// the thinking dimmed, the answer marked; split() puts the matches at the odd places
-const pieces = /(<think>[^]*?(?:<\/think>|(?=<answer>)|$)|<answer>[^]*?(?:<\/answer>|$)|\\boxed\{[^}]*\})/i;
-
-function textOf(completion) {
-  const text = make("div", "text", "");
-  completion.split(pieces).forEach((piece, i) => {
-    let kind = "";
-    if (i % 2 == 1) kind = /^<think/i.test(piece) ? "think" : "answer";
-    if (piece.length > 400) kind += " long";
-    text.append(make("span", kind, piece));
-  });
-  text.onclick = () => {
-    if (getSelection().isCollapsed) text.classList.toggle("open");
-  };
-  return text;
-}
-
-// the cards of the first hits; "more" shows again with a higher limit
-function list(hits, card, limit, show, note) {
-  $("list").replaceChildren(...hits.slice(0, limit).map(hit => card(hit)));
-  $("more").hidden = hits.length <= limit;
-  $("more").onclick = () => show(limit + 100);
-  $("count").textContent = `${hits.length} match; ${note}`;
-}
-
-$("name").textContent = D.name;
-$("facts").textContent = D.facts;
-document.title = D.name;
-"""
-
-ROLLOUTS_MARKUP = """
-<details open>
-  <summary>Curves</summary>
-  <img id="curves">
-</details>
-<nav>
-  <input type="search" id="text" placeholder="find text or id">
-  <select id="sort">
-    <option value="step 1">first steps first
-    <option value="step -1">last steps first
-    <option value="mean -1">highest reward
-    <option value="mean 1">lowest reward
-    <option value="std -1">widest spread
-    <option value="std 1">narrowest spread
-  </select>
-  <label>steps <input type="range" id="from"> <input type="range" id="to"> <span id="range"></span></label>
-  <label><input type="checkbox" id="spread"> only groups with spread</label>
-  <label><input type="checkbox" id="wrong"> only wrong completions</label>
-  <small class="dim" id="count"></small>
-</nav>
-"""
-
-ROLLOUTS_PROGRAM = r"""
-const number = x => Number(x).toFixed(2);
-const sum = list => list.reduce((a, b) => a + b, 0);
-const steps = [...new Set(D.groups.map(group => group.step))];
-
-for (const group of D.groups) {
-  const rewards = group.completions.map(completion => completion.reward);
-  const texts = group.completions.map(completion => completion.text);
-  group.mean = sum(rewards) / rewards.length;
-  const squares = sum(rewards.map(reward => (reward - group.mean) ** 2));
-  group.std = Math.sqrt(squares / (rewards.length - 1));  // n - 1, as the trainer
-  group.text = [group.id, group.problem, group.solution, ...texts].join("\n").toLowerCase();
-}
-const sorted = D.groups.flatMap(group => group.completions.map(c => c.reward)).sort((a, b) => a - b);
-const low = sorted[0];
-const high = sorted.at(-1);
-
-// without a reward for accuracy: all but the highest reward
-function wrong(completion) {
-  if ("accuracy" in completion.parts) return completion.parts.accuracy < 1;
-  return completion.reward < high;
-}
-
-function completionRow(completion, names) {
-  const parts = names.map(name => number(completion.parts[name]));
-  const advantage = (completion.advantage > 0 ? "+" : "") + number(completion.advantage);
-  const tokens = (completion.finished ? "" : "cut off at ") + completion.tokens;
-  const text = make("td", "", "", textOf(completion.text));
-  const row = tableRow("td", [number(completion.reward), ...parts, advantage, tokens, text]);
-  const good = 100 * (completion.reward - low) / (high - low || 1);
-  row.style.setProperty("--c", `color-mix(in oklab, var(--good) ${good}%, var(--bad))`);
-  return row;
-}
-
-function card(group) {
-  const names = Object.keys(group.completions[0].parts);
-  const shown = group.completions.filter(completion => !$("wrong").checked || wrong(completion));
-  const table = make("table", "", "",
-    tableRow("th", ["reward", ...names, "advantage", "tokens", "completion"]),
-    ...shown.map(completion => completionRow(completion, names)));
-  const pills = [
-    "answer " + group.solution,
-    "mean reward " + number(group.mean),
-    "spread " + number(group.std),
-  ].map(pill => make("small", "pill", pill));
-  const id = make("div", "", group.id);
-  const left = make("div", "dim", "step " + group.step, ...group.images.map(imageOf), id);
-  const right = make("div", "", "", make("b", "", group.problem), ...pills, table);
-  return make("article", "", "", left, right);
-}
-
-function show(limit = 30) {
-  const words = $("text").value.toLowerCase();
-  const from = steps[$("from").value];
-  const to = steps[$("to").value];
-  const hits = D.groups.filter(group =>
-    group.step >= from && group.step <= to
-    && group.text.includes(words)
-    && (group.std > 0 || !$("spread").checked)
-    && (group.completions.some(wrong) || !$("wrong").checked));
-  const [key, sign] = $("sort").value.split(" ");
-  hits.sort((a, b) => sign * (a[key] - b[key]) || a.step - b.step);
-  list(hits, card, limit, show, `the page has ${D.groups.length} of ${D.total} groups, evenly spread`);
-  $("range").textContent = `${from} to ${to}`;
-}
-
-$("from").max = steps.length - 1;
-$("to").max = steps.length - 1;
-$("from").value = 0;
-$("to").value = steps.length - 1;
-$("curves").src = D.curves;
-document.querySelector("nav").oninput = () => show();
-show();
-"""
-
-EVAL_STYLE = """
-article { grid: auto / 210px minmax(0, 1fr) }
-article td { font-size: 13px }
-.problem, .options { white-space: pre-wrap }
-.options { margin: 4px 0 }
-#tables td, #tables th { width: auto }
-#tables td:first-child, #tables th:first-child { text-align: left; color: inherit; border-left: none }
-td.given { min-width: 60px; max-width: 220px; white-space: pre-wrap }
-.yes { color: var(--good) }
-.no { color: var(--bad) }
-"""
-
-EVAL_MARKUP = """
-<details open>
-  <summary>Figures</summary>
-  <div id="tables"></div>
-</details>
-<nav>
-  <input type="search" id="text" placeholder="find text, id or label">
-  <select id="bench">
-    <option value="">all benchmarks
-  </select>
-  <select id="model">
-    <option value="">all checkpoints
-  </select>
-  <select id="verdict">
-    <option value="">all outputs
-    <option value="wrong">wrong
-    <option value="right">right
-    <option value="lost">wrong even if lenient
-    <option value="untagged">right, but not in a tag
-    <option value="disputed">ours and the published rule differ
-    <option value="flipped">checkpoints differ
-    <option value="regraded">ours and the recorded verdict differ
-    <option value="cut">cut off
-  </select>
-  <small class="dim" id="count"></small>
-</nav>
-"""
-
-EVAL_PROGRAM = r"""
-const percent = share => share == null ? "–" : (100 * share).toFixed(1) + " %";
-const interval = figure => percent(figure.interval[0]) + " to " + percent(figure.interval[1]);
-const joined = facts => facts.filter(fact => fact).join("  ·  ");
-const outputs = D.rows.flatMap(row => row.outputs);
-const several = new Set(D.figures.map(figure => figure.model)).size > 1;
-const published = D.figures.some(figure => figure.published != null);
-const recorded = outputs.some(output => output.recorded != null);
-
-// the tables: figures, checkpoints x benchmarks, categories
-
-function table(head, rows) {
-  const filled = rows.map(cells => tableRow("td", [...cells, ""]));
-  return make("table", "", "", tableRow("th", [...head, ""]), ...filled);
-}
-
-function figuresTable() {
-  const head = ["checkpoint", "benchmark", "rows", "accuracy", "95 % interval"];
-  head.push("lenient", "published rule", "format", "skipped");
-  const rows = D.figures.map(figure => {
-    const accuracy = [percent(figure.accuracy), interval(figure)];
-    const others = [figure.lenient, figure.published, figure.format].map(percent);
-    return [figure.model, figure.bench, figure.n, ...accuracy, ...others, figure.skipped];
-  });
-  return table(head, rows);
-}
-
-function change(cell) {
-  const points = (cell.difference < 0 ? "" : "+") + (100 * cell.difference).toFixed(1);
-  return ` (${points}, p ${cell.p.toPrecision(2)})`;
-}
-
-function matrixTable(matrix) {
-  const rows = matrix.models.map((model, i) => {
-    const cells = matrix.benchmarks.map(bench => matrix.cells[model][bench]);
-    return [model, ...cells.map(cell => percent(cell.accuracy) + (i > 0 ? change(cell) : ""))];
-  });
-  return table(["accuracy (change in points, p)", ...matrix.benchmarks], rows);
-}
-
-function categoryTable(figure, name) {
-  const rows = Object.entries(figure.categories[name]).map(([value, found]) =>
-    [value, found.n, percent(found.accuracy), interval(found)]);
-  const summary = make("summary", "", joined([figure.model, figure.bench, "by " + name]));
-  return make("details", "", "", summary, table([name, "rows", "accuracy", "95 % interval"], rows));
-}
-
-$("tables").append(figuresTable());
-if (D.matrix) $("tables").append(matrixTable(D.matrix));
-for (const figure of D.figures) {
-  for (const name of Object.keys(figure.categories)) $("tables").append(categoryTable(figure, name));
-}
-
-// the rows
-
-for (const row of D.rows) {
-  const texts = row.outputs.map(output => output.text);
-  const labels = Object.values(row.labels || {});
-  const all = [row.id, row.problem, row.solution, ...(row.options || []), ...labels, ...texts];
-  row.text = all.join("\n").toLowerCase();
-  row.flipped = new Set(row.outputs.map(output => output.accuracy)).size > 1;
-}
-
-const verdicts = {
-  "": output => true,
-  wrong: output => output.accuracy < 1,
-  right: output => output.accuracy == 1,
-  lost: output => output.lenient < 1,
-  untagged: output => output.lenient == 1 && output.accuracy < 1,
-  disputed: output => output.published != null && output.published != output.lenient,
-  regraded: output => output.recorded != null && output.recorded != output.lenient,
-  flipped: output => true,  // a question about the row; see show
-  cut: output => output.finished === false,
-};
-
-function fits(output) {
-  const model = $("model").value;
-  return (!model || output.model == model) && verdicts[$("verdict").value](output);
-}
-
-function mark(verdict) {
-  if (verdict == null) return make("td", "no", "");
-  return verdict == 1 ? make("td", "yes", "✓") : make("td", "no", "✗");
-}
-
-function outputRow(output) {
-  const cells = [];
-  if (several) cells.push(output.model);
-  cells.push(mark(output.accuracy), mark(output.lenient));
-  if (published) cells.push(mark(output.published));
-  if (recorded) cells.push(mark(output.recorded));
-  cells.push(make("td", "given", output.answer ?? "none"));
-  cells.push((output.finished === false ? "cut off at " : "") + (output.tokens ?? ""));
-  cells.push(make("td", "", "", textOf(output.text)));
-  const row = tableRow("td", cells);
-  row.style.setProperty("--c", output.accuracy == 1 ? "var(--good)" : "var(--bad)");
-  return row;
-}
-
-function outputTable(row) {
-  const head = ["tag", "lenient"];
-  if (several) head.unshift("checkpoint");
-  if (published) head.push("rule");
-  if (recorded) head.push("recorded");
-  head.push("answer", "tokens", "output");
-  return make("table", "", "", tableRow("th", head), ...row.outputs.filter(fits).map(outputRow));
-}
-
-function card(row) {
-  const images = row.images.map(imageOf);
-  for (const image of images) image.loading = "lazy";
-  const left = make("div", "dim", "", ...images, make("div", "", joined([row.bench, row.id])));
-  const letters = (row.options || []).map((option, i) => String.fromCharCode(65 + i) + ". " + option);
-  const labels = Object.entries(row.labels || {}).map(([name, value]) => name + " " + value);
-  const pills = ["reference " + row.solution, row.task, ...labels].map(pill => make("small", "pill", pill));
-  const right = make("div", "", "",
-    make("b", "problem", row.problem),
-    make("div", "options", letters.join("\n")),
-    ...pills,
-    outputTable(row));
-  return make("article", "", "", left, right);
-}
-
-function show(limit = 30) {
-  const words = $("text").value.toLowerCase();
-  const bench = $("bench").value;
-  const flipped = $("verdict").value == "flipped";
-  const hits = D.rows.filter(row =>
-    (!bench || row.bench == bench)
-    && row.text.includes(words)
-    && (!flipped || row.flipped)
-    && row.outputs.some(fits));
-  list(hits, card, limit, show, `the page has ${D.rows.length} of ${D.total} rows`);
-}
-
-for (const id of ["bench", "model"]) {
-  const names = [...new Set(D.figures.map(figure => figure[id]))];
-  $(id).hidden = names.length < 2;
-  for (const name of names) {
-    const option = make("option", "", name);
-    option.value = name;
-    $(id).append(option);
-  }
-}
-document.querySelector("nav").oninput = () => show();
-show();
-"""
 
 if __name__ == "__main__":
     main(Path(*sys.argv[1:]))

@@ -7,20 +7,32 @@ Used by eval.py; needs neither torch nor vLLM. An entry is one row with its outp
                   "tokens": 18, "finished": true}]}
 """
 
+import itertools
 import json
 import math
 import re
+import statistics
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import rewards
-from tasks.benchmarks import RULE_SECONDS
+from tasks.adapters import ADAPTERS
+from tasks.benchmarks import BENCHMARKS, RULE_SECONDS
 from tasks.grading import attempt, clean, extract_answer
+from tasks.outputs import (
+    BadRecord,
+    choose_columns,
+    entry_of,
+    flat,
+    is_ours,
+    read_records,
+    refuse_other_set,
+)
 
 METRICS = ("accuracy", "lenient", "published")  # strict tag; any clear answer; the benchmark's own rule
 # of a row, kept for grading again
-FACTS = ("id", "problem", "solution", "task", "options", "labels", "image_size", "box_frame")
+FACTS = ("id", "source", "problem", "solution", "task", "options", "labels", "image_size", "box_frame")
 
 # -----------------------------------------------------------------------------
 # statistics
@@ -117,7 +129,7 @@ def majority(outputs: list[dict]) -> float:
 def grade(entry: dict, rule=None) -> dict:
     """The entry with a verdict on each output: answer, accuracy, format, lenient, and with a rule published.
 
-    rule(output, row) -> bool is that of the benchmark's original script (tasks/benchmarks.py).
+    rule(output, row) -> bool or 0 to 1 is that of the benchmark's original script (tasks/benchmarks.py).
     """
     row = {**entry, "reward_func": None}  # graded by these two parts, whatever the row was paid for
     for output in entry["outputs"]:
@@ -126,8 +138,51 @@ def grade(entry: dict, rule=None) -> dict:
         output.update(rewards.score(text, row, names=("accuracy", "format")))
         output["lenient"] = rewards.accuracy_reward(text, entry, strict=False)
         if rule:
-            output["published"] = float(bool(attempt(rule, text, entry, seconds=RULE_SECONDS)))
+            output["published"] = float(attempt(rule, text, entry, seconds=RULE_SECONDS) or 0)
     return entry
+
+
+def check_metric(name: str) -> None:
+    """SystemExit, one sentence, for a metric that is neither one of METRICS, nor a task, nor a function."""
+    if name in METRICS or name in rewards.VERIFIERS:
+        return
+    if ":" not in name:
+        known = ", ".join([*METRICS, *sorted(rewards.VERIFIERS)])
+        raise SystemExit(f"metric: '{name}' is none of {known}, and no module:function")
+    try:
+        rewards.reward_function(name)
+    except ValueError as error:
+        raise SystemExit(of_metric(str(error), name)) from error
+
+
+def measure(entries: list[dict], rows: list[dict], metric: str, scorer) -> None:
+    """Write what `metric` gives into each output of the entries; `rows`: theirs, as far as they are known.
+
+    It is a task ("anls") or the user's own "module:function" (see rewards.py), which gives None where it does
+    not apply. SystemExit, one sentence, if that function fails.
+    """
+    texts = [[output["text"] for output in entry["outputs"]] for entry in entries]
+    if metric in rewards.VERIFIERS:
+        rows = [row | {"task": metric, "reward_func": None} for row in rows]
+        name = "accuracy"
+    else:
+        rows = [row | {"reward_func": None} for row in rows]
+        name = metric
+    try:
+        parts = scorer.score(texts, rows, (name,))
+    except SystemExit as error:
+        raise SystemExit(of_metric(str(error), metric)) from error
+    for entry, of_entry in zip(entries, parts, strict=True):
+        for output, of_output in zip(entry["outputs"], of_entry, strict=True):
+            output[metric] = of_output.get(name)
+
+
+def of_metric(sentence: str, metric: str) -> str:
+    """What rewards.py says of a function that failed as a reward, said of a metric."""
+    sentence = sentence.replace(f"reward {metric!r}", f"metric {metric!r}").replace(
+        "a reward is", "a metric is"
+    )
+    return sentence.replace(rewards.NOT_APPLIED, "the outputs are kept")
 
 
 def mean(entries: list[dict], key: str) -> float | None:
@@ -148,10 +203,11 @@ def share(entries: list[dict], key: str) -> dict:
 
 
 def categories(entries: list[dict]) -> dict:
-    """{category: {value: share}} over the rows' labels, their task, and the true count of counting rows."""
+    """{category: {value: share}} over the rows' sources, tasks and labels, and the count of counting rows."""
     groups = {}  # {category: {value: entries}}
     for entry in entries:
-        values = {"task": entry["task"]}
+        values = {"source": entry["source"]} if entry.get("source") else {}
+        values["task"] = entry["task"]
         if entry["task"] == "count" and entry["solution"].isdigit():
             values["count"] = entry["solution"]
         values.update(entry.get("labels") or {})
@@ -176,9 +232,10 @@ def in_number_order(text: str) -> list:
     return parts
 
 
-def summary(entries: list[dict], skipped: int = 0) -> dict:
-    """All figures of a list of graded entries (at least one)."""
+def summary(entries: list[dict], skipped: int = 0, of: int = 0, metric: str = "") -> dict:
+    """All figures of a list of graded entries (at least one); `of`: rows of the whole set, 0 = unknown."""
     found = share(entries, "accuracy")
+    found["of"] = of
     found["skipped"] = skipped
     found["lenient"] = mean(entries, "lenient")
     found["format"] = mean(entries, "format")
@@ -187,6 +244,8 @@ def summary(entries: list[dict], skipped: int = 0) -> dict:
     published = mean(entries, "published")
     if published is not None:
         found["published"] = published
+    if metric and metric not in METRICS:
+        found["own_metric"] = {"name": metric} | interval_of_mean(entries, metric)
     samples = min(len(entry["outputs"]) for entry in entries)
     if samples > 1:
         found["majority"] = sum(majority(entry["outputs"]) for entry in entries) / len(entries)
@@ -195,11 +254,31 @@ def summary(entries: list[dict], skipped: int = 0) -> dict:
     return found
 
 
+def interval_of_mean(entries: list[dict], metric: str) -> dict:
+    """{"mean", "interval", "n"} of a metric of any range over the rows to which it applies."""
+    values = [mean([entry], metric) for entry in entries]
+    values = [value for value in values if value is not None]
+    average, interval = mean_interval(values) if values else (None, None)
+    return {"mean": average, "interval": interval, "n": len(values)}
+
+
+def mean_interval(values: list[float], z: float = 1.96) -> tuple[float, list[float] | None]:
+    """(mean, [low, high]) = mean -+ z * s / sqrt(n), s = standard deviation of the n values.
+
+    One value alone has no interval: None.
+    """
+    average = sum(values) / len(values)
+    if len(values) == 1:
+        return average, None
+    half = z * statistics.stdev(values) / math.sqrt(len(values))
+    return average, [average - half, average + half]
+
+
 def pass_rates(entries: list[dict], samples: int) -> dict[str, float]:
     """{k: mean pass@k of the rows} for k = 1, 2, 4, ... and `samples`, from so many outputs of each row."""
     correct = []  # right outputs of each row
     for entry in entries:
-        correct.append(sum(output["accuracy"] == 1 for output in entry["outputs"][:samples]))
+        correct.append(sum(output["accuracy"] > 0.5 for output in entry["outputs"][:samples]))
     powers = {2**i for i in range(samples.bit_length())}
     rates = {}
     for k in sorted(powers | {samples}):
@@ -225,6 +304,9 @@ def print_table(table: dict[str, dict], with_categories: bool = False, say=print
                 ks.append(k)
 
     titles = ["lenient", "published", "format", "length", "skipped"]
+    measured = next((found["own_metric"]["name"] for found in table.values() if "own_metric" in found), "")
+    if measured:
+        titles.append(measured.split(":")[-1][:9])
     if ks:
         titles.append(f"maj@{ks[-1]}")
         titles += [f"pass@{k}" for k in ks[1:]]
@@ -234,26 +316,32 @@ def print_table(table: dict[str, dict], with_categories: bool = False, say=print
         cells = [percent(found.get(key)) for key in ("lenient", "published", "format")]
         cells.append("-" if found["length"] is None else f"{found['length']:.1f}")
         cells.append(found["skipped"])
+        if measured:
+            value = found.get("own_metric", {}).get("mean")
+            cells.append("-" if value is None else f"{value:.4g}")
         if ks:
             cells.append(percent(found.get("majority")))
             rates = found.get("pass_at_k", {})
             cells += [percent(rates.get(k)) for k in ks[1:]]
         say(table_line(name, *share_cells(found), cells))
-        if with_categories:
-            for category, values in found["categories"].items():
+        for category, values in found["categories"].items():
+            if with_categories or category in ("source", "task"):  # of a mixture
                 for value, of_value in values.items():
                     say(table_line(f"  {category} {value}"[:19], *share_cells(of_value), []))
 
 
 def share_cells(found: dict) -> tuple:
-    """n, accuracy and interval of a share, as a table shows them."""
+    """n ("8 of 900" where that is not the whole set), accuracy and interval of a share, as in a table."""
     low, high = found["interval"]
-    return found["n"], percent(found["accuracy"]), f"{percent(low)} - {percent(high)}"
+    n = str(found["n"])
+    if found.get("of") not in (None, 0, found["n"]):
+        n += f" of {found['of']}"
+    return n, percent(found["accuracy"]), f"{percent(low)} - {percent(high)}"
 
 
 def table_line(name: str, n, accuracy: str, interval: str, cells: list) -> str:
     more = "".join(f"{cell:>10}" for cell in cells)
-    return f"{name:<20}{n:>7}{accuracy:>10}{interval:>17}{more}"
+    return f"{name:<20}{n:>13}{accuracy:>10}{interval:>17}{more}"
 
 
 # -----------------------------------------------------------------------------
@@ -290,7 +378,7 @@ def write_results(folder: Path, name: str, record: dict) -> None:
                 "ground_truth": entry["solution"],
                 "model_output": output["text"],
                 "extracted_answer": output["answer"],
-                "is_correct": output[key] == 1,
+                "is_correct": output[key] > 0.5,
             }
             flat.append(result)
     seed = {"accuracy": 100 * record[key], "results": flat}
@@ -426,55 +514,35 @@ def short_names(paths: list[str]) -> dict[str, str]:
 
 
 # -----------------------------------------------------------------------------
-# files of others
+# files of outputs, ours and of others
 # -----------------------------------------------------------------------------
 
-# our name of a field, and the names that it has elsewhere
-COLUMNS = {
-    "id": ("id", "question_id", "sample_index"),
-    "problem": ("problem", "question", "query"),
-    "solution": ("ground_truth", "solution", "gt", "answer", "final_answer"),
-    "text": ("model_output", "output", "response", "completion"),
-    "recorded": ("is_correct", "correct", "verdict"),
-}
-
-
-# a verdict that others write in words
-VERDICTS = {"true": 1.0, "yes": 1.0, "correct": 1.0, "1": 1.0}
-VERDICTS |= {"false": 0.0, "no": 0.0, "incorrect": 0.0, "wrong": 0.0, "0": 0.0}
-SHARES = (*METRICS, "recorded", "gold", "format", "finished")  # of an output: 0 to 1
 SHOWN = 10  # skipped records that are named; the rest is counted
 
 
-class BadRecord(Exception):
-    """A record of a result file that cannot be used, and why."""
-
-
 def read_results(path: Path, task: str = "auto", say=print) -> dict:
-    """{"name", "results": entries, "skipped"} of our files, of R1-V's and OpenV-R1's, or a JSONL of outputs.
+    """{"name", "results": entries, "skipped"} of our files, or of those that tasks/outputs.py reads.
 
     Outputs keep the file's own verdict (of ours the lenient one) as "recorded", and a "gold" one if there is.
     Records that cannot be used are skipped, named and counted. Raises SystemExit, one sentence, if the file
     is missing or something else, or if no record of it can be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        content = content_of(text, path.suffix == ".jsonl")
-    except (OSError, ValueError, RecursionError) as error:
-        raise SystemExit(f"file: '{path}' cannot be read as JSON ({str(error)[:120]})") from error
-    about = content if isinstance(content, dict) else {}
-    records = about.get("results") if about else content
-    if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
-        raise SystemExit(
-            f"file: '{path}' holds no list of results (wanted: {{'accuracy', 'results': [...]}}, or JSONL)"
-        )
+    about, records = read_records(path)
+    of_others = [flat(record) for record in records if isinstance(record, dict) and not is_ours(record)]
+    few = len(of_others) <= sum(is_ours(record) for record in records)  # damaged ones between ours
+    columns = None if few else choose_columns(path, of_others, say)
     entries = []
     reasons = []
     for index, record in enumerate(records):
         try:
-            entries.append(entry_of(record, index, task))
+            entry = entry_of(record, index, task, columns)
+            rewards.own_parts(entry.get("reward_func"))
+            entries.append(entry)
         except BadRecord as reason:
             reasons.append(f"file: skipped: record {index} of '{path.name}' {reason}")
+        except ValueError as reason:
+            asked = f"asks for what data may not name: {reason}"
+            reasons.append(f"file: skipped: record {index} of '{path.name}' {asked}")
     for line in reasons[:SHOWN]:
         say(line)
     if len(reasons) > SHOWN:
@@ -489,172 +557,31 @@ def read_results(path: Path, task: str = "auto", say=print) -> dict:
     return {"name": name if isinstance(name, str) else path.stem, "results": entries, "skipped": skipped}
 
 
-def content_of(text: str, is_lines: bool):
-    """The value of a JSON text; of a JSONL the list of its lines, a line that is none as None."""
-    if not is_lines:
-        return tidy(json.loads(text))
-    values = []
-    for line in text.split("\n"):
-        if not line.strip():
-            continue
-        try:
-            values.append(tidy(json.loads(line)))
-        except (ValueError, RecursionError):
-            values.append(None)
-    return values
-
-
-def tidy(node):
-    """A JSON value with None for NaN (as pandas writes an empty cell), "?" for half of a surrogate pair."""
-    if isinstance(node, dict):
-        return {tidy(key): tidy(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [tidy(value) for value in node]
-    if isinstance(node, str):
-        return node.encode("utf-8", "replace").decode()
-    if isinstance(node, float) and not math.isfinite(node):
-        return None
-    return node
-
-
-def entry_of(record, index: int, task: str) -> dict:
-    """A record of ours or theirs as an entry, every field of its type. Raises BadRecord."""
-    if not isinstance(record, dict):
-        raise BadRecord("is no JSON object")
-    entry = read_ours(record) if "outputs" in record else read_theirs(record)
-    options = entry.get("options")
-    if isinstance(options, list):
-        entry["options"] = [plain_text(option, "option") for option in options]
-    else:
-        entry["options"] = None
-    for key in ("image_size", "box_frame"):
-        if entry.get(key) is not None and not is_size(entry[key]):
-            raise BadRecord(f"has a {key} that is no width and height: {brief(entry[key])}")
-    name = entry["id"]
-    solution = entry["solution"]
-    if solution in (None, ""):
-        raise BadRecord("has no reference")
-    if isinstance(solution, list):
-        is_box = len(solution) == 4 and all(type(x) in (int, float) for x in solution)
-        solution = solution[0] if len(solution) == 1 else json.dumps(solution)  # one: OlympiadBench
-        task = "grounding" if is_box else task
-    of_record = entry.get("task") or task
-    if not isinstance(of_record, str) or of_record not in rewards.VERIFIERS:
-        raise BadRecord(f"has a task {brief(of_record)} that is none of {', '.join(rewards.VERIFIERS)}")
-    try:
-        rewards.own_parts(entry.get("reward_func"))
-    except ValueError as error:
-        raise BadRecord(f"asks for what data may not name: {error}") from error
-    labels = entry.get("labels")
-    of_run = entry.get("index")
-    return entry | {
-        "index": of_run if type(of_run) is int else index,
-        "id": f"#{index}" if name is None else plain_text(name, "id"),
-        "problem": plain_text(entry.get("problem") or "", "problem"),
-        "solution": plain_text(solution, "reference"),
-        "task": of_record,
-        "labels": labels if isinstance(labels, dict) else {},
-    }
-
-
-def read_ours(record: dict) -> dict:
-    """A record in our layout with its outputs checked. Raises BadRecord."""
-    outputs = record["outputs"]
-    if not isinstance(outputs, list) or not outputs:
-        raise BadRecord("has no output")
-    checked = []
-    for output in outputs:
-        if not isinstance(output, dict) or not isinstance(output.get("text"), str):
-            raise BadRecord("has no output, or one without a text")
-        output = dict(output)
-        for key in SHARES:
-            if output.get(key) is not None:
-                output[key] = verdict(output[key], key)
-        if output.get("tokens") is not None and not is_count(output["tokens"]):
-            raise BadRecord(f"has {brief(output['tokens'])} tokens")
-        output.setdefault("recorded", output.get("lenient", output.get("accuracy")))
-        checked.append(output)
-    return {"id": None, "solution": None} | record | {"outputs": checked}
-
-
-def read_theirs(record: dict) -> dict:
-    """A record of others, with one output or a list of them, in our layout. Raises BadRecord."""
-    fields = {}
-    for name, columns in COLUMNS.items():
-        fields[name] = first_of(record, columns)
-    texts = fields["text"] if isinstance(fields["text"], list) else [fields["text"]]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadRecord("has no output")
-    solution = fields["solution"]
-    recorded = fields["recorded"]
-    if recorded is None and "extracted_answer" in record:  # R1-V's SuperCLEVR files have no verdict
-        recorded = str(record["extracted_answer"]) == str(solution)
-    verdicts = {}
-    if recorded is not None:
-        verdicts["recorded"] = verdict(recorded, "verdict")
-    if record.get("gold") is not None:
-        verdicts["gold"] = verdict(record["gold"], "gold")
-    if isinstance(fields["problem"], dict):  # R1-V's files have the whole row there
-        fields["problem"] = first_of(fields["problem"], COLUMNS["problem"])
-    entry = {key: fields[key] for key in ("id", "problem", "solution")}
-    entry |= {key: record.get(key) for key in ("task", "options")}
-    return entry | {"outputs": [{"text": text, **verdicts} for text in texts]}
-
-
-def first_of(record: dict, columns: tuple):
-    """The first value that a record has under any of these names; None if it has none."""
-    for column in columns:
-        if record.get(column) is not None:
-            return record[column]
-    return None
-
-
-def plain_text(value, what: str) -> str:
-    """A text or a number as a text. Raises BadRecord for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return str(value)
-    raise BadRecord(f"has a {what} that is no text: {brief(value)}")
-
-
-def verdict(value, what: str) -> float:
-    """0.0 to 1.0 of a number, a bool or a word. Raises BadRecord for anything else."""
-    number = VERDICTS.get(value.strip().lower()) if isinstance(value, str) else value
-    if isinstance(number, int | float) and 0 <= number <= 1:
-        return float(number)
-    raise BadRecord(f"has as {what} {brief(value)}, which is not between 0 and 1")
-
-
-def is_size(value) -> bool:
-    """Is this [width, height], both above 0?"""
-    return isinstance(value, list) and len(value) == 2 and all(is_count(x) and x > 0 for x in value)
-
-
-def is_count(value) -> bool:
-    """A number that can count tokens or pixels."""
-    return type(value) in (int, float) and 0 <= value < 1e9
-
-
-def brief(value) -> str:
-    """A value as a message shows it."""
-    look = repr(value)
-    return look if len(look) <= 40 else look[:40] + "..."
-
-
 # -----------------------------------------------------------------------------
 # grade again
 # -----------------------------------------------------------------------------
 
 
-def regrade(path: Path, out_dir: Path, task: str, rule, say=print) -> dict:
+def regrade(
+    path: Path, out_dir: Path, task: str, rule, say=print, bench: str = "", metric: str = "", scorer=None
+) -> dict:
     """Grade a file of outputs again: prints recorded against new verdicts, writes out_dir/NAME.regraded.json.
 
-    Returns the record.
+    `bench`: the benchmark that it is of, if that is known; it says how many rows there should be, and what
+    task those are of that say nothing themselves. `metric`: one beside METRICS, for measure(). Returns the
+    record. Raises SystemExit, one sentence, if the file cannot be read, or is evidently of another set.
     """
+    of = 0
+    if bench:
+        of = BENCHMARKS[bench].rows
+        task = ADAPTERS[BENCHMARKS[bench].source].task if task == "auto" else task
     record = read_results(path, task, say)
+    if bench:
+        refuse_other_set(path, record["name"], record["results"], bench)
     entries = [grade(entry, rule) for entry in record["results"]]
-    found = summary(entries, record.get("skipped") or 0)
+    if metric and metric not in METRICS:
+        measure(entries, entries, metric, scorer)
+    found = summary(entries, record.get("skipped") or 0, of, metric)
     outputs = []
     for entry in entries:
         outputs += entry["outputs"]
@@ -674,7 +601,8 @@ def regrade(path: Path, out_dir: Path, task: str, rule, say=print) -> dict:
 
 def agreement(outputs: list[dict], old: str, say) -> dict:
     """Prints and returns how often the old verdict ("recorded" or "gold") and our lenient one agree."""
-    cells = Counter((output[old] == 1, output["lenient"] == 1) for output in outputs)  # (theirs, ours)
+    # (theirs, ours)
+    cells = Counter((output[old] > 0.5, output["lenient"] > 0.5) for output in outputs)
     agreed = (cells[True, True] + cells[False, False]) / len(outputs)
     say(f"\n{old:<14}{'ours right':>12}{'ours wrong':>12}     agreement {percent(agreed)}")
     say(f"{'  right':<14}{cells[True, True]:>12}{cells[True, False]:>12}")
@@ -692,13 +620,16 @@ def agreement(outputs: list[dict], old: str, say) -> dict:
 # -----------------------------------------------------------------------------
 
 
-def read_graded(path: Path, task: str, rule, metric: str) -> list[dict]:
+def read_graded(path: Path, task: str, rule, metric: str, scorer=None) -> list[dict]:
     """Entries of a result file, graded now if it does not hold the verdicts of `metric`."""
     entries = []
+    missing = []
     for entry in read_results(path, task)["results"]:
-        if any(output.get(metric) is None for output in entry["outputs"]):
-            entry = grade(entry, rule)
+        if any(not isinstance(output.get(metric), int | float) for output in entry["outputs"]):
+            missing.append(entry if metric not in METRICS else grade(entry, rule))
         entries.append(entry)
+    if missing and metric not in METRICS:
+        measure(missing, missing, metric, scorer)
     return entries
 
 
@@ -729,21 +660,28 @@ def keyed(entries: list[dict], by_id: bool) -> dict[tuple, dict]:
 def compare(a: list[dict], b: list[dict], metric: str) -> dict:
     """Paired comparison of two lists of graded entries: which rows flipped, McNemar's p, the difference.
 
-    A row is right if more than half of its outputs are.
+    A row is right if more than half of its outputs are. Of a metric with values between (anls, vqa, a user's
+    own) compare_values instead.
     """
     both = pairs(a, b)
     if not both:
         raise SystemExit("compare: the two files share no row (same question and same reference)")
+    # a user's own metric does not apply to every row
+    both = [pair for pair in both if None not in (mean([pair[0]], metric), mean([pair[1]], metric))]
+    if not both:
+        raise SystemExit(
+            f"compare: the outputs have no '{metric}'; the metrics are {', '.join(METRICS)}, "
+            "'published' only of --bench results"
+        )
+    unpaired = [len(a) - len(both), len(b) - len(both)]
+    outputs = [output for entry in itertools.chain(*both) for output in entry["outputs"]]
+    if any(output.get(metric) not in (0, 1, None) for output in outputs):
+        return compare_values(both, metric) | {"unpaired": unpaired}
     cells = Counter()  # of (right in A, right in B)
     lost = []
     won = []
     for before, after in both:
         means = (mean([before], metric), mean([after], metric))
-        if None in means:
-            raise SystemExit(
-                f"compare: an output has no '{metric}'; the metrics are {', '.join(METRICS)}, "
-                "'published' only of --bench results"
-            )
         right = (means[0] > 0.5, means[1] > 0.5)
         cells[right] += 1
         if right == (True, False):
@@ -756,7 +694,7 @@ def compare(a: list[dict], b: list[dict], metric: str) -> dict:
     both_right = cells[True, True]
     return {
         "n": n,
-        "unpaired": [len(a) - n, len(b) - n],
+        "unpaired": unpaired,
         "metric": metric,
         "accuracy": [(both_right + only_a) / n, (both_right + only_b) / n],
         "both_right": both_right,
@@ -770,8 +708,35 @@ def compare(a: list[dict], b: list[dict], metric: str) -> dict:
     }
 
 
+def compare_values(both: list[tuple[dict, dict]], metric: str) -> dict:
+    """compare() of a metric with values of any range: the mean difference of the rows, and a sign test.
+
+    The interval is that of mean_interval over the rows' differences B - A. p is of the sign test: are rows
+    that became higher as frequent as those that became lower? McNemar's exact test is the same test.
+    """
+    values = [(mean([before], metric), mean([after], metric)) for before, after in both]
+    lower = [flip(*pair, "lower") for pair, (a, b) in zip(both, values, strict=True) if b < a]
+    higher = [flip(*pair, "higher") for pair, (a, b) in zip(both, values, strict=True) if b > a]
+    difference, interval = mean_interval([b - a for a, b in values])
+    n = len(both)
+    return {
+        "n": n,
+        "metric": metric,
+        "means": [sum(a for a, _ in values) / n, sum(b for _, b in values) / n],
+        "lower": len(lower),
+        "higher": len(higher),
+        "difference": difference,
+        "interval": interval,
+        "p": mcnemar(len(lower), len(higher)),
+        "flipped": lower + higher,
+    }
+
+
 def flip(before: dict, after: dict, now: str) -> dict:
-    """A row whose verdict changed, with the first answer of each side; now: 'right' or 'wrong', that of B."""
+    """A row whose verdict changed, with the first answer of each side.
+
+    now: 'right' or 'wrong', the verdict of B, or of other values 'higher' or 'lower'.
+    """
     return {
         "id": before["id"],
         "problem": before["problem"],
@@ -787,17 +752,11 @@ def print_comparison(found: dict, paths: list[Path], say=print) -> None:
     only_in_a, only_in_b = found["unpaired"]
     say(f"\nA  {paths[0]}\nB  {paths[1]}")
     say(f"{n} rows in both ({only_in_a} only in A, {only_in_b} only in B), metric {metric}\n")
-    say(f"{'':<10}{'B right':>9}{'B wrong':>9}")
-    say(f"{'A right':<10}{found['both_right']:>9}{found['only_a']:>9}")
-    say(f"{'A wrong':<10}{found['only_b']:>9}{found['both_wrong']:>9}\n")
-
-    a, b = found["accuracy"]
-    low, high = found["interval"]
-    say(
-        f"A {percent(a)}, B {percent(b)}, B - A {found['difference']:+.1%} "
-        f"(95 % interval {low:+.1%} to {high:+.1%}), exact McNemar p = {found['p']:.3g}"
-    )
-    for now in ("wrong", "right"):
+    if "means" in found:
+        print_values(found, say)
+    else:
+        print_verdicts(found, say)
+    for now in ("wrong", "right", "lower", "higher"):
         rows = [row for row in found["flipped"] if row["now"] == now]
         for row in rows[:10]:
             asked = f"{row['problem'][:50]!r}  reference {row['solution'][:40]!r}"
@@ -805,6 +764,28 @@ def print_comparison(found: dict, paths: list[Path], say=print) -> None:
             say(f"  now {now}: {row['id']}  {asked}  {given}")
         if len(rows) > 10:
             say(f"  ... and {len(rows) - 10} more now {now}; --out_dir=FOLDER writes all to compare.json")
+
+
+def print_verdicts(found: dict, say) -> None:
+    say(f"{'':<10}{'B right':>9}{'B wrong':>9}")
+    say(f"{'A right':<10}{found['both_right']:>9}{found['only_a']:>9}")
+    say(f"{'A wrong':<10}{found['only_b']:>9}{found['both_wrong']:>9}\n")
+    a, b = found["accuracy"]
+    low, high = found["interval"]
+    say(
+        f"A {percent(a)}, B {percent(b)}, B - A {found['difference']:+.1%} "
+        f"(95 % interval {low:+.1%} to {high:+.1%}), exact McNemar p = {found['p']:.3g}"
+    )
+
+
+def print_values(found: dict, say) -> None:
+    a, b = found["means"]
+    between = "one row alone has no interval"
+    if found["interval"]:
+        low, high = found["interval"]
+        between = f"95 % interval {low:+.4g} to {high:+.4g}"
+    say(f"higher in B: {found['higher']} rows, lower: {found['lower']}\n")
+    say(f"A {a:.4g}, B {b:.4g}, B - A {found['difference']:+.4g} ({between}), sign test p = {found['p']:.3g}")
 
 
 # -----------------------------------------------------------------------------

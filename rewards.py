@@ -8,28 +8,45 @@ and GROUP_REWARDS below. Weights are a knob: reward_weights = {"accuracy": 1.0, 
 >>> score("<think>2 + 1</think><answer>3 cubes</answer>", row)
 {'accuracy': 1.0, 'format': 1.0}
 
-A new reward is a function and a line in REWARDS, or f(completion, row) -> float in a file of your own, named
+A new reward is a function and a line in REWARDS, or one in a file of your own (own_rewards.py), named
 "module:function" in reward_weights.
 """
 
-import ast
 import atexit
 import functools
-import importlib
-import inspect
 import math
 import multiprocessing
-import numbers
 import os
 import re
 import signal
 import threading
 import time
-import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from tasks.grading import VERIFIERS, attempt, box_overlap, clean, extract_answer, load_sympy, read_box
+import own_rewards
+from own_rewards import (
+    CONTRACT,
+    NOT_APPLIED,
+    NOTE_BYTES,
+    GivesUp,
+    LeftBehind,
+    finite,
+    lighten,
+    own_values,
+    short,
+)
+from tasks.grading import (
+    VERIFIERS,
+    attempt,
+    box_overlap,
+    clean,
+    extract_answer,
+    load_sympy,
+    read_box,
+    references,
+    verdict,
+)
 
 FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -40,20 +57,16 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def accuracy_reward(completion: str, row: dict, strict: bool = True) -> float:
-    """1.0 if the extracted answer matches row["solution"] by the rule of row["task"], else 0.0.
+    """How right the extracted answer is by the rule of row["task"]: 1.0 or 0.0; of soft tasks 0 to 1.
 
-    A solution "['24/7', '3.429']" names several accepted answers. `strict` as in extract_answer. Raises
-    ValueError for a task without a verifier.
+    A solution "['24/7', '3.429']" names several accepted answers, of which the best counts. `strict` as in
+    extract_answer. Raises ValueError for a task without a verifier.
     """
-    is_right = verifier_of(row)
+    verifier_of(row)
     answer = extract_answer(completion, strict)
     if not answer:
         return 0.0
-
-    def matches(answer):
-        return any(is_right(answer, solution, row) for solution in references(row))
-
-    return float(bool(attempt(matches, answer)))
+    return attempt(verdict, answer, row) or 0.0
 
 
 def verifier_of(row: dict):
@@ -62,20 +75,6 @@ def verifier_of(row: dict):
     if task not in VERIFIERS:
         raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(sorted(VERIFIERS))}")
     return VERIFIERS[task]
-
-
-def references(row: dict) -> list[str]:
-    """The accepted answers of a row, usually one."""
-    solution = str(row["solution"])
-    tagged = extract_answer(solution)  # data sets of the R1 family ship the reference inside tags
-    if tagged is not None:
-        solution = tagged
-    if re.fullmatch(r"\s*\[\s*(['\"]).*\1\s*\]\s*", solution[:2000], re.DOTALL):
-        try:
-            return [str(s) for s in ast.literal_eval(solution.strip())]
-        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text with brackets and quotes
-            return [solution]
-    return [solution]
 
 
 def format_reward(completion: str, row: dict) -> float:
@@ -109,8 +108,9 @@ def iou_reward(completion: str, row: dict, strict: bool = True) -> float:
 
 def fuzzy_reward(completion: str, row: dict, strict: bool = True) -> float:
     """Partial credit for texts, OpenV-R1's rule: 1.0 if right, 0.1 if over 0.6 alike, else 0."""
-    if accuracy_reward(completion, row, strict):
-        return 1.0
+    right = accuracy_reward(completion, row, strict)
+    if right:
+        return right
     answer = clean(extract_answer(completion, strict) or "").casefold()
     wanted = [clean(solution).casefold() for solution in references(row)]
     if not answer or len(answer) > 500:
@@ -158,7 +158,7 @@ def repetition_reward(completion: str, row: dict, n: int = 3) -> float:
 
 # fmt: off
 REWARDS = {                                     # value        what it is
-    "accuracy":        accuracy_reward,         # 0 or 1       the answer is right
+    "accuracy":        accuracy_reward,         # 0 or 1       the answer is right; of soft tasks 0 to 1
     "format":          format_reward,           # 0 or 1       <think>...</think> <answer>...</answer>
     "iou":             iou_reward,              # 0 to 1       overlap of the answer's box and the reference's
     "fuzzy":           fuzzy_reward,            # 0, 0.1 or 1  partial credit for texts
@@ -182,7 +182,7 @@ def cosine_rewards(correct: list[float], lengths: list[int], max_length: int) ->
     values = []
     for is_right, length in zip(correct, lengths, strict=True):
         scale = (1 + math.cos(math.pi * min(length, max_length) / max_length)) / 2
-        values.append(0.5 + 0.5 * scale if is_right >= 1 else -0.5 * scale)
+        values.append(0.5 + 0.5 * scale if is_right > 0.5 else -0.5 * scale)
     return values
 
 
@@ -197,7 +197,7 @@ def length_rewards(correct: list[float], lengths: list[int], max_length: int) ->
     values = []
     for is_right, length in zip(correct, lengths, strict=True):
         value = 0.5 - (length - low) / (high - low)
-        values.append(value if is_right >= 1 else min(0.0, value))
+        values.append(value if is_right > 0.5 else min(0.0, value))
     return values
 
 
@@ -220,33 +220,15 @@ def known_names() -> str:
 
 @functools.lru_cache
 def reward_function(name: str):
-    """The function behind a part's name: one of REWARDS, or the user's own f(completion, row) -> float.
+    """The function behind a part's name: one of REWARDS, or the user's own, named "module:function".
 
-    The user's own is named "module:function". Raises ValueError for a name that is neither, a module that
-    cannot be imported, and something that cannot be called with (completion, row).
+    Raises ValueError for a name that is neither, and for a function that cannot be loaded.
     """
     if name in REWARDS:
         return REWARDS[name]
-    module, _, function = name.partition(":")
-    if not function:
+    if ":" not in name:
         raise ValueError(f"unknown reward {name!r}; known rewards: {known_names()}, or module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # the module is the user's: anything can happen in it
-        raise ValueError(
-            f"reward {name!r} cannot be loaded ({what_happened(error)}); "
-            "module:function needs module.py beside the script"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"reward {name!r} is no function but {short(found)}; {CONTRACT}")
-    try:
-        inspect.signature(found).bind("completion", {})
-    except TypeError as error:
-        wanted = inspect.signature(found)
-        raise ValueError(f"reward {name!r} is {function}{wanted} ({error}); {CONTRACT}") from error
-    except ValueError:  # of a function written in C nothing is known
-        pass
-    return found
+    return own_rewards.load(name)
 
 
 def own_parts(named) -> list[str]:
@@ -311,75 +293,13 @@ def check_weights(weights: dict) -> dict:
     return checked
 
 
-# -----------------------------------------------------------------------------
-# a user's own function: whatever goes wrong in it becomes one sentence
-# -----------------------------------------------------------------------------
-
-CONTRACT = "a reward is f(completion, row) -> a finite number"
-NOT_APPLIED = "this step was not applied"
-note = None  # of this process, in shared memory: which reward of which row it is at
-
-
-def own_part(name: str, function, completion: str, row: dict) -> float:
-    """The user's function, checked. SystemExit, one sentence, if it raises, exits or breaks CONTRACT."""
-    place = f"reward {name!r} on row {row.get('id')}"
-    if note is not None:
-        note.value = f"{os.getpid()} {place}".encode(errors="replace")[:NOTE_BYTES]
+def check_metric(knob: str, name: str) -> None:
+    """SystemExit, which names the knob, unless `name` is "", a part of this file or a user's function."""
     try:
-        value = function(completion, dict(row))  # a copy: the other parts read the row, too
-        problem = None if finite(value) is not None else f"returned {short(value)}"
-    except (GivesUp, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        problem = what_happened(error)
-    if note is not None:
-        note.value = b""
-    if problem:
-        text = repr(completion[:200])
-        raise SystemExit(f"{place}: {problem}; {CONTRACT}; {NOT_APPLIED}. The completion: {text}")
-    return finite(value)
-
-
-def finite(value) -> float | None:
-    """The value of a finite number: int, float, bool, a numpy scalar, a tensor of no dimension; else None."""
-    is_scalar = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
-    if not is_scalar or isinstance(value, str):
-        return None
-    try:
-        value = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch: a complex one
-        return None
-    return value if abs(value) < 3e38 else None  # what float32 holds; NaN is not smaller
-
-
-def what_happened(error: BaseException) -> str:
-    """ "my_rewards.py, line 12: ZeroDivisionError: division by zero": the innermost line of a user's file."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
-    where = f"{os.path.basename(frames[-1].filename)}, line {frames[-1].lineno}: " if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{os.path.basename(error.filename)}, line {error.lineno}: "
-    kind = "it ended the process: SystemExit" if isinstance(error, SystemExit) else type(error).__name__
-    try:
-        said = " ".join(str(error).split())[:300]
-    except Exception:  # the user's class, the user's __str__
-        said = ""
-    return f"{where}{kind}: {said}" if said else f"{where}{kind}"
-
-
-def is_users(file: str) -> bool:
-    """Is this a source file neither of this project nor of Python or its packages?"""
-    of_others = (__file__, "<frozen", os.path.dirname(os.__file__))
-    return not file.startswith(of_others) and "site-packages" not in file
-
-
-def short(value) -> str:
-    """A value for a sentence: its kind, and what it looks like as far as that is short."""
-    try:
-        look = " ".join(repr(value).split())
-    except Exception:  # the user's class, the user's __repr__
-        look = ""
-    look = look if len(look) <= 60 else look[:60] + "..."
-    return f"{look} ({type(value).__name__})"
+        if name:
+            reward_function(name)
+    except ValueError as error:
+        raise SystemExit(f"{knob}: {error}") from error
 
 
 # -----------------------------------------------------------------------------
@@ -396,12 +316,19 @@ def score(completion: str, row: dict, strict: bool = True, names=("accuracy", "f
     functions = {name: reward_function(name) for name in parts_of(row, names)}
     if accuracy_reward in functions.values() or fuzzy_reward in functions.values():
         verifier_of(row)  # the row's fault ends here, the completion's counts as wrong
-    parts = dict.fromkeys(functions, 0.0)
+    parts = dict.fromkeys((name for name in functions if name in REWARDS), 0.0)
     attempt(score_built_in, parts, functions, completion, row, strict)
     for name, function in functions.items():
         if name not in REWARDS:
-            parts[name] = own_part(name, function, completion, row)
+            add_part([parts], name, own_values(name, function, [completion], row))
     return parts
+
+
+def add_part(scored: list[dict], name: str, values: list) -> None:
+    """Write one part into the parts of each completion, but for None: there it does not apply."""
+    for parts, value in zip(scored, values, strict=True):
+        if value is not None:
+            parts[name] = value
 
 
 def score_built_in(parts: dict, functions: dict, completion: str, row: dict, strict: bool) -> None:
@@ -420,27 +347,36 @@ def score_group(
     lengths: list[int] | None = None,
     max_length: int = 0,
     strict: bool = True,
+    left=(),
 ) -> list[dict[str, float]]:
     """score() of each completion of one prompt, and the parts that compare them.
 
-    `lengths` and `max_length` are in tokens.
+    `lengths` and `max_length` are in tokens. `left`: what the row lacks for users' functions (own_values).
     """
     names = parts_of(row, names)
-    row = {**row, "reward_func": None}
-    single = [name for name in names if name not in GROUP_REWARDS]
-    scored = [score(text, row, strict, single) for text in texts]
-    if len(single) == len(names):
-        return scored
-    if "accuracy" in single:
-        correct = [parts["accuracy"] for parts in scored]
-    else:
-        correct = [score(text, row, strict, ("accuracy",))["accuracy"] for text in texts]
+    own = [name for name in names if ":" in name]
+    single = [name for name in names if name not in GROUP_REWARDS and name not in own]
+    built_in = {**row, "reward_func": None}
+    scored = [score(text, built_in, strict, single) for text in texts]
+    if any(name in GROUP_REWARDS for name in names):
+        if "accuracy" in single:
+            correct = [parts["accuracy"] for parts in scored]
+        else:
+            correct = [score(text, built_in, strict, ("accuracy",))["accuracy"] for text in texts]
     for name in names:
         if name in GROUP_REWARDS:
-            values = GROUP_REWARDS[name](correct, lengths, max_length)
-            for parts, value in zip(scored, values, strict=True):
-                parts[name] = value
-    return scored
+            add_part(scored, name, GROUP_REWARDS[name](correct, lengths, max_length))
+    for name in own:  # last: what a function does to its row changes no other part
+        add_part(scored, name, own_values(name, reward_function(name), texts, row, left))
+    return [{name: parts[name] for name in names if name in parts} for parts in scored]
+
+
+def score_or_ask(*args) -> list[dict[str, float]] | None:
+    """score_group; None if a user's function looked at what was left behind."""
+    try:
+        return score_group(*args)
+    except LeftBehind:
+        return None
 
 
 def total(parts: dict, weights: dict) -> float:
@@ -453,11 +389,6 @@ def total(parts: dict, weights: dict) -> float:
 
 STILL_WAITING = 60  # seconds between two lines about a scoring that takes long
 GIVE_UP = 600  # seconds for the scoring of one step: the other processes of a run wait for half an hour
-NOTE_BYTES = 300
-
-
-class GivesUp(BaseException):
-    """Raised while scoring when its time is up; no Exception, which a user's reward may catch."""
 
 
 class Scorer:
@@ -470,11 +401,11 @@ class Scorer:
     """
 
     def __init__(self, workers: int = 0, names=()):
-        global note
         workers = max(workers, any(":" in name for name in names))
         self.pool = None
+        self.sends_all = False  # has a user's function asked for what is left behind?
         self.notes = [multiprocessing.RawArray("c", NOTE_BYTES + 1) for _ in range(workers or 1)]
-        note = None if workers else self.notes[0]
+        own_rewards.note = None if workers else self.notes[0]
         if workers:
             fork = multiprocessing.get_context("fork")
             before = set(multiprocessing.active_children())
@@ -516,13 +447,34 @@ class Scorer:
         They come as a list (one entry per group) of lists (one per completion). The call raises SystemExit,
         one sentence, if a user's reward breaks CONTRACT, ends its process or takes over GIVE_UP seconds.
         """
+        names = tuple(names)
         lengths = lengths or [None] * len(groups)
         waiting = []
         for texts, row, tokens in zip(groups, rows, lengths, strict=True):
-            # images need not travel
-            light = {key: value for key, value in row.items() if key not in ("images", "thinking")}
-            waiting.append(self.run(score_group, texts, light, tuple(names), tokens, max_length, strict))
+            waiting.append(self.start_group(texts, row, names, tokens, max_length, strict))
         return functools.partial(self.collect, waiting)
+
+    def start_group(self, texts: list[str], row: dict, names: tuple, *settings):
+        """Start score_group with as much of the row as its functions need; call the result for the parts.
+
+        In the place of the parts the call may return another one to wait for.
+        """
+        sent, left = row, ()
+        if not any(":" in name for name in names):  # the parts of this file need neither pictures nor columns
+            heavy = ("images", "thinking", "context", "columns")
+            sent = {field: value for field, value in row.items() if field not in heavy}
+        elif not self.sends_all:
+            sent, left = lighten(row)
+        wait = self.run(score_or_ask, texts, sent, names, *settings, left)
+
+        def parts_or_again():
+            parts = wait()
+            if parts is None:
+                self.sends_all = True
+                return self.start_group(texts, row, names, *settings)
+            return parts
+
+        return parts_or_again
 
     def collect(self, waiting: list) -> list:
         """The values of what run() has started, with a line each minute, and an end."""
@@ -543,6 +495,8 @@ class Scorer:
             if is_main:
                 signal.setitimer(signal.ITIMER_REAL, min(STILL_WAITING, GIVE_UP), STILL_WAITING)
             values = [wait() for wait in waiting]
+            # groups that were started again, with their pictures: all of them by now
+            values = [value() if callable(value) else value for value in values]
             done = True
             return values
         except GivesUp as late:
@@ -599,13 +553,12 @@ class Scorer:
 
 def warm_up(parent: int, notes: list, count) -> None:
     """Load sympy now, not at the first formula; leave Ctrl-C to the main process, and end with that."""
-    global note
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setpgrp()  # torchrun sends SIGTERM to a process's whole group, and the last step needs its rewards
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     with count.get_lock():
-        note = notes[count.value]
+        own_rewards.note = notes[count.value]
         count.value += 1
     load_sympy()
 

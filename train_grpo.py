@@ -45,6 +45,7 @@ import torch
 import checkpoint
 import common
 import data
+import heldout
 import qwen
 import rewards
 import sampling
@@ -81,6 +82,7 @@ max_pixels = 401408       # 512 visual tokens
 eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
 eval_split = "test"
 eval_rows = 200           # the first so many of them
+eval_metric = ""          # beside accuracy: a part of rewards.py, or your own "module:function"
 # rollout
 rollout = "vllm"          # 'vllm'; or 'hf', the transformers model itself: for small models on CPUs
 prompts_per_step = 16     # over all processes; each gives one group
@@ -218,8 +220,9 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
 def main():
     config = configure(globals(), sys.argv[1:], __file__)
     part_weights = rewards.check_weights(reward_weights)
+    rewards.check_metric("eval_metric", eval_metric)
     # first of all: its processes must not inherit a GPU or an engine
-    scorer = rewards.Scorer(reward_workers, part_weights)
+    scorer = rewards.Scorer(reward_workers, [*part_weights, eval_metric])
 
     # -------------------------------------------------------------------------
     # processes, checks, logs
@@ -248,17 +251,7 @@ def main():
 
     rows = data.load_rows(data_source, data_split, columns, image_root, task)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
-    eval_prompts = []  # of this process
-    if eval_source and eval_interval:
-        held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
-        numbered, _ = data.take_all(held_out, encode, rank, world, 0, min(eval_rows, len(held_out)), say)
-        eval_prompts = [prompt for _, prompt in numbered]
-        eval_n = sum(common.all_gather(len(eval_prompts)))
-        common.require(
-            eval_n > 0,
-            f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; "
-            "the lines above say why",
-        )
+    eval_prompts = heldout.load(config, encode, rank, world, say)  # of this process
     say(
         f"data: {len(rows):,} rows | a step: {prompts_per_step} prompts x {G} completions "
         f"= {world * S} sequences over {world} process(es), {updates_per_rollout} update(s) | "
@@ -314,8 +307,9 @@ def main():
             return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
         return sampling.rollout_hf(net, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
 
-    def decode(completion):
-        return tokenizer.decode(completion.ids, skip_special_tokens=True)
+    def decode(prompt, completion):
+        """The text of a completion, with what the chat template has opened for it."""
+        return prompt["opened"] + tokenizer.decode(completion.ids, skip_special_tokens=True)
 
     def blame(what, remedy, row, text):
         """End the run before a number that is not finite reaches the weights; names the completion."""
@@ -325,28 +319,18 @@ def main():
         )
 
     def evaluate():
-        """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
-        groups = sample(eval_prompts, 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
-        texts = [[decode(group[0])] for group in groups]
-        questions = [prompt["row"] | {"reward_func": None} for prompt in eval_prompts]  # all judged alike
-        tally = common.Tally()
-        for group, scored in zip(groups, scorer.score(texts, questions), strict=True):
-            parts = scored[0]
-            tally.add(accuracy=parts["accuracy"], format=parts["format"], length=len(group[0].ids))
-        found = tally.means()
-        say(
-            f"step {step}/{steps} | held-out accuracy {found['accuracy']:.1%} format {found['format']:.1%} "
-            f"length {found['length']:.0f} ({eval_n} rows)"
-        )
-        return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
+        """Greedy accuracy and more on the held-out rows. ALL RANKS."""
+        when = f"step {step}/{steps}"
+        return heldout.evaluate(eval_prompts, sample, decode, scorer, eval_metric, when, say)
 
     step = checkpoint.resume(engine, net, base, stream, config, rank, say)  # 0: from the start
     if step > 0 and rollout == "vllm":  # its engine has started with the weights of `model`
         sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
     log = common.Log(out_dir, rank, config, trackers, step)
     flat_steps = common.FlatSteps()
+    kinds = common.Kinds()  # sources and tasks of the rows
     if eval_source and eval_interval and step == 0:
-        say(f"evaluation: {eval_n} held-out rows, before the first step", flush=True)
+        say("evaluation: the held-out rows, before the first step", flush=True)
         log.write({"step": 0} | evaluate())
 
     # -------------------------------------------------------------------------
@@ -373,7 +357,7 @@ def main():
         watch.lap("rollout")
 
         # 3) reward
-        texts = [decode(completion) for completion in completions]
+        texts = [decode(prompts[s // G], completions[s]) for s in range(S)]
         text_groups = [texts[p * G : p * G + G] for p in range(P)]
         token_counts = [[len(completion.ids) for completion in group] for group in groups]
         questions = [prompt["row"] for prompt in prompts]  # P rows, with the reference answers
@@ -381,7 +365,8 @@ def main():
         scored = scorer.score(text_groups, questions, names, token_counts, max_completion_length)
         parts = [of_one for group in scored for of_one in group]  # S dicts {name of a part: value}
         reward = torch.tensor([rewards.total(of_one, part_weights) for of_one in parts])  # (S,)
-        rewards.debug_log(texts, [questions[s // G] for s in range(S)], reward.tolist(), rank)
+        question_of = [questions[s // G] for s in range(S)]
+        rewards.debug_log(texts, question_of, reward.tolist(), rank)
         watch.lap("reward")
 
         # 4) advantage, within each group; adv_norm 'batch' needs the rewards of all processes
@@ -485,9 +470,12 @@ def main():
 
         # 8) log: over all processes, but for seconds, memory and epoch, which are those of rank 0
         tally.add(reward=reward, length=lengths, finished=finished, flat_groups=flat)
-        for name in reward_weights:  # a row that asks for parts of its own may lack one
-            tally.add(**{f"reward_{name}": [of_one.get(name, 0.0) for of_one in parts]})
+        for name in dict.fromkeys(name for of_one in parts for name in of_one):
+            # a row may ask for parts of its own: a mean is that of the completions which have the part
+            tally.add(**{f"reward_{name}": [of_one[name] for of_one in parts if name in of_one]})
         record = {"step": step} | watch.record() | tally.means()
+        for name, (mean, _) in kinds.accuracies(question_of, parts).items():
+            record[f"accuracy/{name}"] = mean
         record["reward_std"] = all_rewards.std(1).mean().item()  # within the groups
         record["skipped_rows"] = sum(common.all_gather(stream.skipped))
         record["epoch"] = stream.epoch
@@ -499,7 +487,7 @@ def main():
             record["grad_norm"] = norm
         # the loss is near beta * KL by construction, as advantages sum to 0: the reward is what to watch
         eta = (time.time() - started) / (step - first_step) * (steps - step)
-        say(common.console_line(record, reward_weights, watch.seconds, steps, eta), flush=True)
+        say(common.console_line(record, watch.seconds, steps, eta), flush=True)
         flat_steps.add(record, say)
 
         # every prompt with its completions, for report.py and for the eye

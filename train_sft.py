@@ -30,6 +30,7 @@ import torch
 import checkpoint
 import common
 import data
+import heldout
 import qwen
 import rewards
 import sampling
@@ -68,6 +69,7 @@ max_pixels = 401408       # 512 visual tokens
 eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
 eval_split = "test"
 eval_rows = 200           # the first so many of them
+eval_metric = ""          # beside accuracy: a part of rewards.py, or your own "module:function"
 # optimization
 steps = 295               # 1 epoch of 37.8k rows at 128 rows a step
 batch_size = 128          # rows a step, over all processes
@@ -92,7 +94,8 @@ trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics
 
 def main():
     config = configure(globals(), sys.argv[1:], __file__)
-    scorer = rewards.Scorer(0)  # of the held-out rows, in this process
+    rewards.check_metric("eval_metric", eval_metric)
+    scorer = rewards.Scorer(0, [eval_metric])  # of the held-out rows
 
     # -------------------------------------------------------------------------
     # processes, checks, logs
@@ -119,7 +122,7 @@ def main():
     def encode(row):
         """Prompt of a row with its target tokens. The end token is one: else it never learns to stop."""
         prompt = encode_question(row)
-        text = data.target_text(prompt["row"], target)
+        text = data.target_text(prompt["row"], target, prompt["opened"])
         prompt["target"] = tokenizer(text, add_special_tokens=False).input_ids + [end[0]]
         length = len(prompt["target"])
         if length > max_completion_length:
@@ -128,21 +131,9 @@ def main():
             )
         return prompt
 
-    rows = data.load_rows(data_source, data_split, columns, image_root, task)
+    rows = data.load_rows(data_source, data_split, columns, image_root, task, say)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
-    eval_prompts = []
-    if eval_source and eval_interval:
-        held_out = data.load_rows(eval_source, eval_split, columns, image_root, task)
-        numbered, _ = data.take_all(
-            held_out, encode_question, rank, world, 0, min(eval_rows, len(held_out)), say
-        )
-        eval_prompts = [prompt for _, prompt in numbered]
-        eval_n = sum(common.all_gather(len(eval_prompts)))
-        common.require(
-            eval_n > 0,
-            f"eval_source: none of the first {eval_rows} rows of '{eval_source}' can be used; "
-            "the lines above say why",
-        )
+    eval_prompts = heldout.load(config, encode_question, rank, world, say)  # of this process
     say(
         f"data: {len(rows):,} rows | a step: {batch_size} rows = {world} process(es) x {P} | "
         f"{steps} steps = {steps * batch_size / len(rows):.2f} epochs"
@@ -176,24 +167,14 @@ def main():
         knobs = {"top_p": 1.0, "top_k": 0, "max_tokens": max_completion_length}
         return sampling.rollout_hf(net, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
 
-    def decode(completion):
-        return tokenizer.decode(completion.ids, skip_special_tokens=True)
+    def decode(prompt, completion):
+        """The text of a completion, with what the chat template has opened for it."""
+        return prompt["opened"] + tokenizer.decode(completion.ids, skip_special_tokens=True)
 
     def evaluate():
-        """Greedy accuracy, format rate and length on the held-out rows. ALL RANKS."""
-        groups = sample(eval_prompts, 1, [0] * len(eval_prompts), 0.0) if eval_prompts else []
-        texts = [[decode(group[0])] for group in groups]
-        questions = [prompt["row"] | {"reward_func": None} for prompt in eval_prompts]  # all judged alike
-        tally = common.Tally()
-        for group, scored in zip(groups, scorer.score(texts, questions), strict=True):
-            parts = scored[0]
-            tally.add(accuracy=parts["accuracy"], format=parts["format"], length=len(group[0].ids))
-        found = tally.means()
-        say(
-            f"step {step}/{steps} | held-out accuracy {found['accuracy']:.1%} format {found['format']:.1%} "
-            f"length {found['length']:.0f} ({eval_n} rows)"
-        )
-        return {"eval_n": eval_n} | {f"eval_{name}": value for name, value in found.items()}
+        """Greedy accuracy and more on the held-out rows. ALL RANKS."""
+        when = f"step {step}/{steps}"
+        return heldout.evaluate(eval_prompts, sample, decode, scorer, eval_metric, when, say)
 
     step = checkpoint.resume(engine, net, base, stream, config, rank, say)  # 0: from the start
     log = common.Log(out_dir, rank, config, trackers, step)

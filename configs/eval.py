@@ -1,5 +1,5 @@
-# Every benchmark that R1-V and OpenV-R1 report, of an untrained and a trained checkpoint side by side: what
-# was learnt, what was lost.
+# Every benchmark, of an untrained and a trained checkpoint side by side: what was learnt, what was lost.
+# (Charts and documents are better read with configs/eval_documents.py, which has larger images.)
 # Hardware: 8 x 80 GB for models of 2 to 7 B. Not yet run by us on 8 GPUs. A killed run goes on with the
 # same command.
 # Download the benchmarks first (docs/benchmarks.md); name fewer with --bench=superclevr200,geoqa_test.

@@ -6,17 +6,14 @@
 
 A new data set is one entry of ADAPTERS. Columns that have usual names (data.COLUMNS) are found without help.
 What is special about a record is a function of it: it returns the fields of the row that differ, and raises
-ValueError if the record is of no use. Opening images and checking rows is data.py's work; the reading of
-files, of any set, stands at the end of this file.
+ValueError if the record is of no use. Opening images and checking rows is data.py's work, reading
+files, of any set, that of tasks/files.py.
 """
 
 import ast
 import json
-import math
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -168,6 +165,8 @@ def mathvision(record: dict) -> dict:
 
 def mathverse(record: dict) -> dict:
     """MathVerse, official or as xyliu6/mathverse_4k: the choices are lines "A:50°" of the question itself."""
+    if "problem" not in record:
+        record["problem_version"]  # the official files have it: without either it is another set
     question = record.get("problem") or record["question"]
     answer = bare(first_column(record, "answer", "solution"))
     options = mathverse_options(question)
@@ -263,6 +262,106 @@ def math500(record: dict) -> dict:
         "task": "math",
         "labels": {"subject": record["subject"], "level": record["level"]},
     }
+
+
+SHORT = "Answer with a word or a short phrase."  # these metrics compare whole texts: a sentence is wrong
+
+
+def chartqa(record: dict) -> dict:
+    """ChartQA as lmms-lab publishes it: half of the questions are by people, half by a program."""
+    return {
+        "problem": f"{record['question']} {SHORT}",
+        "solution": record["answer"],
+        "labels": {"questions": record["type"].removesuffix("_test")},
+    }
+
+
+def docvqa(record: dict) -> dict:
+    """DocVQA as lmms-lab publishes it; any of `answers` is right. The test split keeps its answers."""
+    return {
+        "id": record["questionId"],
+        "problem": f"{record['question']} {SHORT}",
+        "solution": accepted(record["answers"]),
+        "labels": {"kind": " and ".join(record["question_types"] or [])},
+    }
+
+
+def infovqa(record: dict) -> dict:
+    """InfographicVQA, a part of the same set: how the answer is found is the category."""
+    return {
+        "id": record["questionId"],
+        "problem": f"{record['question']} {SHORT}",
+        "solution": accepted(record["answers"]),
+        "labels": {
+            "answer": " and ".join(record["answer_type"] or []),
+            "reasoning": " and ".join(record["operation/reasoning"] or []) or "none",
+        },
+    }
+
+
+def accepted(answers: list[str] | None) -> list[str] | str:
+    """The different answers of a document's question. ValueError if there are none."""
+    different = list(dict.fromkeys(answer for answer in answers or [] if answer.strip()))
+    if not different:
+        raise ValueError("no answer")
+    return different if len(different) > 1 else different[0]
+
+
+def textvqa(record: dict) -> dict:
+    """TextVQA as lmms-lab publishes it: the answers of ten people, which count as often as they occur."""
+    answers = [answer for answer in record["answers"] or [] if answer.strip()]
+    if not answers:
+        raise ValueError("no answer")
+    return {
+        "id": record["question_id"],
+        "problem": f"{record['question']} {SHORT}",
+        "solution": answers,
+    }
+
+
+def mathvista(record: dict) -> dict:
+    """MathVista: a choice among texts, or a number: whole, or with so many decimals as `precision` says.
+
+    `image` is a path, `decoded_image` the image; of a choice `answer` is the text of the right one.
+    """
+    answer = record["answer"]
+    if not answer:
+        raise ValueError("no answer")  # the test split keeps its answers
+    image = record.get("decoded_image")
+    fields = {
+        "id": record["pid"],
+        "images": record["image"] if image is None else image,
+        "labels": {
+            "type": record["question_type"],
+            "answer": record["answer_type"],
+            "subject": record["metadata"]["task"],
+        },
+    }
+    question = record["question"]
+    if record["question_type"] == "multi_choice":
+        options = list(record["choices"])
+        only_letters = options == list(LETTERS[: len(options)])
+        letter = LETTERS[options.index(answer)]
+        options = None if only_letters else options
+        return fields | {"problem": question, "solution": letter, "task": "choice", "options": options}
+    if record["unit"]:
+        question += f" (Unit: {record['unit']})"
+    if record["answer_type"] == "float":
+        places = int(record["precision"])
+        question += f" Round to {places} decimal place{'s' * (places != 1)}."
+        answer = f"{float(answer):.{places}f}"  # 0.6 of two places is not met by 0.64
+    if record["answer_type"] == "list":
+        question += " Answer with a list like [1, 2]."
+    return fields | {"problem": question, "solution": answer, "task": "math", "options": None}
+
+
+def ai2d(record: dict) -> dict:
+    """AI2D as lmms-lab publishes it: `answer` counts the options from 0."""
+    options = [str(text) for text in record["options"]]
+    number = int(record["answer"])
+    if not 0 <= number < len(options):
+        raise ValueError(f"answer {number} of {len(options)} options")
+    return {"solution": LETTERS[number], "options": options}
 
 
 def last_how_many(records: list[dict]) -> list[dict]:
@@ -412,6 +511,19 @@ ADAPTERS = {
     "mmmu": on_hub(
         "MMMU/MMMU", 900, row=mmmu, template="solve", splits=("validation", "dev"), configs=SUBJECTS
     ),
+    "mathvista": on_hub("AI4Math/MathVista", 1000, row=mathvista, template="solve", splits=("testmini",)),
+    "ai2d": on_hub("lmms-lab/ai2d", 3088, "choice", ai2d, template="solve", splits=("test",)),
+    # charts, documents, scene text
+    "chartqa": on_hub("lmms-lab/ChartQA", 2500, "relaxed", chartqa, splits=("test",)),
+    "infovqa": on_hub(
+        "lmms-lab/DocVQA", 2801, "anls", infovqa, splits=("validation|val",), configs=("InfographicVQA",)
+    ),
+    # after infovqa: the id of both alone is this one
+    "docvqa": on_hub(
+        "lmms-lab/DocVQA", 5349, "anls", docvqa, splits=("validation|val",), configs=("DocVQA",)
+    ),
+    "textvqa": on_hub("lmms-lab/textvqa", 5000, "vqa", textvqa, splits=("validation|val", "train")),
+    # text only
     "gsm8k": on_hub(
         "openai/gsm8k", 1319, "math", gsm8k, template="zero", splits=("test", "train"), configs=("main",)
     ),
@@ -423,287 +535,3 @@ ADAPTERS["ocean_visual"] = ADAPTERS["openv_visual"]
 ADAPTERS["ocean_text"] = ADAPTERS["openv_text"]
 HUBS["minglingfeng/OpenV_R1_collected_visual_data"] = "openv_visual"
 HUBS["minglingfeng/OpenV_R1_collected_text_data"] = "openv_text"
-
-
-# -----------------------------------------------------------------------------
-# files and hub -> records
-# -----------------------------------------------------------------------------
-
-SPLITS = {"train", "test", "val", "validation", "dev"}  # file names that begin so are chosen by the split
-KEPT = Path("processed_data/r1_data")  # where IS_LOCAL keeps hub sets, as in R1-V
-
-
-def split_names(name: str, split: str) -> list[str]:
-    """Under which names the split may lie, the hub's first. SystemExit if the set has no such split.
-
-    "train" and "test" are what training and evaluation ask for when nobody has said anything: a set that has
-    no such split gives its first.
-    """
-    groups = [group.split("|") for group in ADAPTERS[name].splits]
-    for group in groups:
-        if split in group:
-            return group
-    if split in ("", "train", "test"):
-        return groups[0]
-    known = ", ".join(group[0] for group in groups)
-    raise SystemExit(f"data: '{name}' has the splits {known}, not '{split}'")
-
-
-def read_adapter(name: str, splits: list[str], place: str = "") -> tuple:
-    """(records, folder of relative image paths, further such folders) of a published set.
-
-    They come from `place`, a copy of it, else from the folder of downloads, else from the hub.
-    """
-    if place and not Path(place).exists():
-        raise SystemExit(f"data: '{place}', named as the copy of {name}, does not exist")
-    adapter = ADAPTERS[name]
-    downloads = Path(os.environ.get("NANOR1V_DATA") or "downloads")
-    home = downloads / name
-    shared = [downloads / folder for folder in adapter.shared]
-    copy = Path(place) if place else find_download(home, shared, name, splits, adapter)
-    if copy.exists():
-        records, folder = read_copy(copy, splits, name, adapter)
-    elif adapter.hub:
-        records, folder = read_hub(adapter.hub, splits, name, adapter), Path(".")
-    else:
-        raise SystemExit(
-            f"data: '{name}' is not in {home}; download {adapter.get} there, "
-            f"or name your copy as {name}@FOLDER"
-        )
-    if adapter.select:
-        records = adapter.select(records)
-    copy_folder = copy if copy.is_dir() else copy.parent
-    return records, folder, (copy_folder, *shared, home)
-
-
-def find_download(home: Path, shared: list[Path], name: str, splits: list[str], adapter: Adapter) -> Path:
-    """The downloaded folder with the files of the set, its own if they are in none."""
-    for folder in (home, *shared):
-        # a shared folder counts only if files of this very set are in it
-        if folder.exists() and named_files(folder, name, splits, adapter):
-            return folder
-    return home
-
-
-def named_files(folder: Path, name: str, splits: list[str], adapter: Adapter) -> list[Path]:
-    """The JSON files by which a set is known, at most two folders deep; the best match first."""
-    found = []
-    for pattern in adapter.files:
-        for split in splits:
-            file = pattern.format(name=name, split=split)
-            for depth in ("", "*/", "*/*/"):
-                found += sorted(folder.glob(depth + file))
-    return found
-
-
-def read_copy(path: Path, splits: list[str], name: str = "", adapter: Adapter | None = None) -> tuple:
-    """(records, folder) of a local file or folder: JSON, parquet files or what save_to_disk wrote.
-
-    `splits`: names of the wanted one. Parquet and Arrow stay on disk, memory-mapped: 70,000 images take no
-    memory.
-    """
-    if path.suffix in (".json", ".jsonl"):
-        return read_json(path), path.parent
-    if adapter and path.is_dir():
-        named = named_files(path, name, splits, adapter)
-        if named:
-            return read_json(named[0]), named[0].parent
-    table = read_tables(path, splits, adapter)
-    if table is not None:
-        return table, path if path.is_dir() else path.parent
-    file = find_json(path, splits, adapter)
-    return read_json(file), file.parent
-
-
-def read_tables(path: Path, splits: list[str], adapter: Adapter | None):
-    """The table of the parquet files or save_to_disk folders at a path; None if there are none."""
-    import datasets
-
-    parquet = [path] if path.suffix == ".parquet" else []
-    saved = [path] if is_saved(path) else []
-    if path.is_dir():
-        parquet = parquet or sorted(path.rglob("*.parquet"))
-        saved = saved or sorted(folder for folder in path.glob("*/") if is_saved(folder))
-    parquet = of_configs(path, parquet, adapter)
-    saved = of_configs(path, saved, adapter)
-    try:
-        if parquet:
-            if path.is_dir():
-                # train-00000-of-00004.parquet
-                names = {file: file.name.split("-")[0].removesuffix(".parquet") for file in parquet}
-                parquet = of_split(path, names, splits, adapter)
-            files = [str(file) for file in parquet]
-            return undecoded(datasets.load_dataset("parquet", data_files=files, split="train"))
-        if saved:
-            if saved != [path]:
-                saved = of_split(path, {folder: folder.name for folder in saved}, splits, adapter)
-            return datasets.concatenate_datasets([read_saved(folder, path, splits) for folder in saved])
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        # pyarrow's errors are ValueErrors
-        reason = str(error).splitlines()[0][:160]
-        raise SystemExit(f"data: '{path}' cannot be read ({reason}); is the file complete?") from error
-    return None
-
-
-def is_saved(folder: Path) -> bool:
-    """Has datasets.save_to_disk written this folder?"""
-    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-
-
-def read_saved(folder: Path, path: Path, splits: list[str]):
-    """The table in a folder of save_to_disk below `path`: the wanted one if it holds one for each split."""
-    import datasets
-
-    table = datasets.load_from_disk(folder)
-    if isinstance(table, datasets.DatasetDict):
-        split = next((split for split in splits if split in table), None)
-        if split is None:
-            raise SystemExit(
-                f"data: '{path}' has the splits {', '.join(table)}, not '{splits[0]}'; name another split"
-            )
-        table = table[split]
-    return undecoded(table)
-
-
-def of_configs(path: Path, found: list[Path], adapter: Adapter | None) -> list[Path]:
-    """The files or folders below `path` that are of the set's parts; all of them if none is."""
-    configs = set(adapter.configs) if adapter else set()
-    chosen = [place for place in found if configs & set(place.relative_to(path).parts)]
-    return chosen or found
-
-
-def of_split(path: Path, names: dict[Path, str], splits: list[str], adapter: Adapter | None) -> list[Path]:
-    """The files or folders of `names` (place -> name) that are called like the wanted split.
-
-    All of them if none is called like any split. SystemExit, which names `path`, if there are others only.
-    """
-    known = SPLITS | set(splits)
-    for group in adapter.splits if adapter else ():
-        known |= set(group.split("|"))
-    there = known & set(names.values())
-    if not there:
-        return list(names)
-    wanted = next((split for split in splits if split in there), None)
-    if wanted is None:
-        raise SystemExit(f"data: '{path}' has the splits {', '.join(sorted(there))}, not '{splits[0]}'")
-    return [place for place, name in names.items() if name == wanted]
-
-
-def find_json(path: Path, splits: list[str], adapter: Adapter | None) -> Path:
-    """The one JSON file of a folder, or of its folders. SystemExit if there is none, or no telling which."""
-    files = sorted([*path.glob("*.json*"), *path.glob("*/*.json*")])
-    files = [file for file in files if not file.name.startswith(("dataset_", "state"))]
-    if len(files) > 1:
-        # val.json, refcoco_val.json
-        names = {file: re.split("[_-]", file.stem)[-1] for file in files}
-        files = of_split(path, names, splits, adapter)
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files[:4])
-        raise SystemExit(f"data: '{path}' holds several JSON files ({names}); name one of them")
-    if not files:
-        raise SystemExit(
-            f"data: '{path}' is no .json, .jsonl or .parquet file, "
-            "nor a folder of .parquet files or of save_to_disk"
-        )
-    return files[0]
-
-
-def read_hub(hub: str, splits: list[str], name: str = "", adapter: Adapter | None = None):
-    """Records of a set on the Hugging Face hub. The variable IS_LOCAL (R1-V's) decides where from.
-
-    true     the copy in ./processed_data/r1_data
-    false    the hub, and a copy is kept there
-    not set  the hub, whose own cache serves offline
-    """
-    flag = os.environ.get("IS_LOCAL", "").strip().lower()
-    if flag not in ("", "true", "1", "yes", "false", "0", "no"):
-        raise SystemExit(f"IS_LOCAL: '{flag}' is none of true, 1, yes, false, 0, no")
-    if flag in ("true", "1", "yes"):
-        for copy in (KEPT / hub, KEPT / hub.split("/")[-1]):
-            if copy.exists():
-                return read_copy(copy, splits, name, adapter)[0]
-        raise SystemExit(
-            f"data: IS_LOCAL is {flag}, but {KEPT / hub} does not exist; "
-            "write it with save_to_disk, or unset IS_LOCAL"
-        )
-    import common
-
-    reachable = common.hub_is_there()  # asked before datasets is imported, which takes note of it
-    import datasets
-
-    configs = adapter.configs if adapter and adapter.configs else ("",)
-    try:
-        tables = [load_config(hub, config, splits[0], keep=flag != "") for config in configs]
-        return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
-    except (ConnectionError, FileNotFoundError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or " ").splitlines()[0][:120]
-        where = f"{name}@FOLDER" if name else "the folder"
-        if not reachable:
-            reason = "it is not in the cache, and the hub cannot be reached"
-        raise SystemExit(
-            f"data: '{hub}' is no file or folder here and could not be loaded from the hub "
-            f"({type(error).__name__}: {reason}); download it and name {where}"
-        ) from error
-
-
-def load_config(hub: str, config: str, split: str, keep: bool):
-    """The table of one part of a hub set ("" = it has no parts); `keep` writes a copy of all its splits."""
-    import datasets
-
-    if not keep:
-        return undecoded(datasets.load_dataset(hub, config or None, split=split))
-    tables = datasets.load_dataset(hub, config or None)
-    kept = KEPT / hub / config
-    if not kept.exists() and os.environ.get("RANK", "0") == "0":
-        tables.save_to_disk(f"{kept}.part")
-        os.rename(f"{kept}.part", kept)  # a copy that is there is whole
-    return undecoded(tables[split])
-
-
-def read_json(path: Path) -> list[dict]:
-    """Records of a .jsonl or .json file; what is no record among them spoils its own row (data.Rows).
-
-    A .json file is a list, or a dict with one list in it (CLEVR's {"info": ..., "questions": [...]}).
-    """
-    line = ""  # where an error is
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            content = []
-            # not splitlines(), which also cuts at characters that may stand in a JSON string
-            for number, record in enumerate(text.split("\n"), 1):
-                line = f"line {number}: "
-                if record.strip():
-                    content.append(parse_json(record))
-        else:
-            content = parse_json(text)
-    except (ValueError, RecursionError, OSError) as error:
-        raise SystemExit(f"data: '{path}' is not valid JSON in UTF-8 ({line}{error})") from error
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else None
-    if not isinstance(content, list) or (content and not any(isinstance(record, dict) for record in content)):
-        raise SystemExit(f"data: '{path}' should hold one list of records")
-    return content
-
-
-def parse_json(text: str):
-    """The value of a JSON text; a whole number of over 4,300 digits, which Python refuses, is infinite."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
-
-
-def undecoded(table):
-    """The table with images (sound, video) as bytes: a broken one spoils its own row, not the whole batch."""
-    import datasets
-
-    for name, feature in table.features.items():
-        if getattr(feature, "decode", False):
-            table = table.cast_column(name, type(feature)(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return table

@@ -1,4 +1,4 @@
-"""The benchmarks that R1-V and OpenV-R1 report, by name: rows, answer rule, limits, published figures.
+"""Benchmarks by name: rows, answer rule, limits, published figures of R1-V and OpenV-R1.
 
     python eval.py --model=... --bench=superclevr200,mmmu
     python -m tasks.benchmarks                                   # the table of docs/benchmarks.md
@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rapidfuzz.distance import Levenshtein
+
 from tasks.adapters import ADAPTERS
-from tasks.grading import attempt, load_sympy
+from tasks.grading import attempt, load_sympy, references
+from tasks.metrics import plain
 
 # -----------------------------------------------------------------------------
-# published answer rules: rule(output, row) -> bool; they read row["solution"] only and never raise
+# published answer rules: rule(output, row) -> bool, or 0 to 1; they read row["solution"] only, never raise
 # -----------------------------------------------------------------------------
 
 RULE_SECONDS = 6.0  # of CPU time for one output
@@ -122,6 +125,22 @@ def ladder_rule(output: str, row: dict) -> bool:
     return given == wanted
 
 
+def docvqa_rule(output: str, row: dict) -> float:
+    """The scripts of the DocVQA and InfographicVQA competitions (and of lmms-eval): ANLS of the whole output.
+
+    Here of the last tag if there is one, as those models answer without. Two things differ from the paper's
+    formula: a similarity of exactly 0.5 counts, and the distance of the texts with single blanks is divided
+    by the length that they have as they stand.
+    """
+    given = last_tag(output)[:4000]
+    best = 0.0
+    for reference in references(row):
+        distance = Levenshtein.distance(plain(given), plain(reference))
+        longest = max(len(given), len(reference))
+        best = max(best, 1 - distance / longest if longest else 1.0)
+    return best if best >= 0.5 else 0.0
+
+
 def last_tag(text: str) -> str:
     """What stands in the last answer tag, the whole text if there is none."""
     tags = in_tags(text)
@@ -171,7 +190,7 @@ class Benchmark(NamedTuple):
     source: str  # name in adapters.py, which knows the files and the prompt
     split: str
     tokens: int  # the original script's limit on the completion
-    rule: Callable[[str, dict], bool] | None
+    rule: Callable[[str, dict], bool | float] | None
     rows: int  # of the published file; 0 = nobody has counted
     published: str = ""  # accuracy in %, from the READMEs and logs of R1-V and OpenV-R1
 
@@ -205,6 +224,12 @@ BENCHMARKS = {
         "Qwen2.5-VL-3B 14.6 → 15.5"),
     "mmmu":           Benchmark("mmmu",          "validation", 4096, ladder_rule,       900,
         "Qwen2.5-VL-3B 40.5 → 47.9"),
+    "mathvista":      Benchmark("mathvista",     "testmini",   2048, None,             1000),
+    "ai2d":           Benchmark("ai2d",          "test",       1024, None,             3088),
+    "chartqa":        Benchmark("chartqa",       "test",       1024, None,             2500),
+    "docvqa":         Benchmark("docvqa",        "validation",  512, docvqa_rule,      5349),
+    "infovqa":        Benchmark("infovqa",       "validation",  512, docvqa_rule,      2801),
+    "textvqa":        Benchmark("textvqa",       "validation",  512, None,             5000),
     "gsm8k":          Benchmark("gsm8k",         "test",       1024, None,             1319),
     "math500":        Benchmark("math500",       "test",       2048, None,              500),
 }
@@ -232,11 +257,15 @@ def choose(text: str) -> dict[str, str]:
     return chosen
 
 
+# of sets whose rows have different ones
+METRICS = dict.fromkeys(("mathvision", "mathverse", "mathvista"), "choice, math") | {"mmmu": "choice, auto"}
+
+
 def table_markdown() -> str:
     """The table of docs/benchmarks.md."""
     lines = [
-        "| `--bench=` | rows | prompt, tokens | download | published before → after RL, % |",
-        "|---|---|---|---|---|",
+        "| `--bench=` | rows | metric | prompt, tokens | download | published before → after RL, % |",
+        "|---|---|---|---|---|---|",
     ]
     last_get = ""
     for name, benchmark in BENCHMARKS.items():
@@ -247,6 +276,7 @@ def table_markdown() -> str:
         cells = [
             name,
             str(benchmark.rows or ""),
+            METRICS.get(name) or adapter.task,
             f"{adapter.template or 'think'}, {benchmark.tokens}",
             "the same" if get == last_get else get,
             benchmark.published,

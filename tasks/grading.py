@@ -12,11 +12,16 @@ choice     the same option, by letter or by its text  "(B) red", "b", "red"     
 math       the same number, expression, interval ...  "1/2" for 0.5, "2√3" for √{12}  "13 cm" for 12 cm
 grounding  one box, IoU > 0.5 with the reference      {"bbox_2d": [9, 9, 99, 99]}     two boxes
 text       the same text but for case and blanks      "Red  cube." for red cube       "red cubes"
+relaxed    a number within 5 %, the same text         "12.4" for 12                   "12" for 12%
+anls       a similar text, 0 to 1                     "CocaCola" for Coca Cola: 0.89  "Coca" for Coca Cola
+vqa        what several people have said, 0 to 1      one of ten: 0.3, four of ten: 1
 auto       right by the rule that the look of the reference suggests
 
-A new task is one short function and one line in VERIFIERS.
+relaxed, anls and vqa are the metrics of tasks/metrics.py. A new task is one short function and one line in
+VERIFIERS.
 """
 
+import ast
 import functools
 import json
 import logging
@@ -28,6 +33,8 @@ import threading
 import time
 from collections import Counter
 from fractions import Fraction
+
+from tasks.metrics import anls, relaxed, vqa
 
 log = logging.getLogger(__name__)
 
@@ -1368,5 +1375,40 @@ VERIFIERS = {
     "math": same_math,
     "grounding": same_box,
     "text": same_text,
+    "relaxed": relaxed,
+    "anls": anls,
+    "vqa": vqa,
     "auto": same_auto,
 }
+TAKES_ALL = (vqa,)  # verifiers that compare with all accepted answers at once; of the others the best counts
+
+
+def references(row: dict) -> list[str]:
+    """The accepted answers of a row, usually one: a solution "['24/7', '3.429']" is a list of them."""
+    solution = str(row["solution"])
+    tagged = extract_answer(solution)  # data sets of the R1 family ship the reference inside tags
+    if tagged is not None:
+        solution = tagged
+    solution = solution.strip()
+    if len(solution) < 100_000 and re.match(r"\[\s*['\"]", solution) and re.search(r"['\"]\s*\]$", solution):
+        try:
+            return [str(text) for text in ast.literal_eval(solution)]
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text with brackets and quotes
+            return [solution]
+    return [solution]
+
+
+def verdict(answer: str, row: dict) -> float:
+    """How right an answer is by the rule of row["task"], 0 to 1: of several references by the best.
+
+    Raises KeyError for a task without a verifier.
+    """
+    is_right = VERIFIERS[row.get("task", "auto")]
+    if is_right in TAKES_ALL:
+        return float(is_right(answer, references(row), row))
+    best = 0.0
+    for solution in references(row):
+        best = max(best, float(is_right(answer, solution, row)))
+        if best == 1:
+            break  # the others could cost a symbolic comparison each
+    return best

@@ -471,6 +471,101 @@ def math500(name, folder, rows):
     write_json(folder / "test.jsonl", records)
 
 
+def mathvista(name, folder, rows):
+    """As AI4Math/MathVista: of a choice the answer is a text, and the test split has none."""
+    about = {"category": "general-vqa", "context": "bar chart", "grade": "daily life", "img_height": 100}
+    about |= {"img_width": 150, "language": "english", "skills": ["statistical reasoning"]}
+    about |= {"source": "PlotQA", "split": "testmini", "task": "figure question answering"}
+    number = {"choices": None, "question_type": "free_form"}
+    examples = [
+        number
+        | {"question": "How much is it?", "unit": "$", "precision": 1.0, "answer": "1.2"}
+        | {"answer_type": "float"},
+        number
+        | {"question": "How many bars?", "unit": None, "precision": 1.0, "answer": "4"}
+        | {"answer_type": "integer"},
+        {"question": "Is it red?", "choices": ["Yes", "No"], "unit": None, "precision": None}
+        | {"answer": "No", "question_type": "multi_choice", "answer_type": "text"},
+        number
+        | {"question": "What share?", "unit": None, "precision": 2.0, "answer": "0.6"}
+        | {"answer_type": "float"},
+        number
+        | {"question": "Which two years?", "unit": None, "precision": None, "answer": "[2007, 2008]"}
+        | {"answer_type": "list"},
+    ]
+    for split in ("testmini", "test"):
+        records = []
+        for i, e in enumerate(cycle(examples, rows)):
+            record = {
+                "pid": str(i + 1),
+                "image": f"images/{i + 1}.jpg",
+                "decoded_image": embedded(picture(i)),
+            }
+            record |= e | {"metadata": about, "query": f"Hint: ...\nQuestion: {e['question']}"}
+            records.append(record | ({"answer": ""} if split == "test" else {}))
+        write_shards(folder / "data", split, records, images=("decoded_image",))
+
+
+def ai2d(name, folder, rows):
+    examples = [
+        {"question": "What does the red block show?", "options": ["root", "stem", "leaf"], "answer": "2"},
+        {"question": "Which label is it?", "options": ["B", "A"], "answer": "0"},
+    ]
+    records = [e | {"image": embedded(picture(i))} for i, e in enumerate(cycle(examples, rows))]
+    write_shards(folder / "data", "test", records, images=("image",))
+
+
+def chartqa(name, folder, rows):
+    examples = [
+        {"type": "human_test", "question": "How many bars are red?", "answer": "14"},
+        {"type": "augmented_test", "question": "Which is the highest?", "answer": "Chile"},
+    ]
+    records = [e | {"image": embedded(picture(i))} for i, e in enumerate(cycle(examples, rows))]
+    write_shards(folder / "data", "test", records, images=("image",))
+
+
+def docvqa(name, folder, rows):
+    """Both parts of lmms-lab/DocVQA; the test split has no answers."""
+    page = {"docId": 4720, "ucsf_document_id": "pybv0228", "ucsf_document_page_no": "81"}
+    pages = [
+        page
+        | {"question": "What is the date?", "question_types": ["handwritten", "form"]}
+        | {"answers": ["1/8/93", "1/8/93", "January 8, 1993"]},
+        page | {"question": "Who signed?", "question_types": ["layout"], "answers": ["Ms. O'Neil"]},
+    ]
+    graphic = {"answer_type": ["single span"], "image_url": "https://example.org/1.jpg", "ocr": "{}"}
+    graphics = [
+        graphic
+        | {"question": "Which share is red?", "answers": ["12%", "12"]}
+        | {"operation/reasoning": ["counting"]},
+        graphic | {"question": "What is the title?", "answers": ["Blocks"], "operation/reasoning": []},
+    ]
+    for config, examples in (("DocVQA", pages), ("InfographicVQA", graphics)):
+        for split in ("validation", "test"):
+            records = []
+            for i, e in enumerate(cycle(examples, rows)):
+                record = {"questionId": str(49153 + i)} | e
+                record |= {"image": embedded(picture(i)), "data_split": split[:4]}
+                records.append(record | ({"answers": None} if split == "test" else {}))
+            write_shards(folder / config, split, records, images=("image",))
+
+
+def textvqa(name, folder, rows):
+    ten = ["nokia"] * 7 + ["nokia's", "Nokia", 'the "nokia"']
+    records = []
+    for i in range(rows):
+        record = {"image_id": f"003a8ae2ef43b90{i}", "question_id": 34602 + i, "image": embedded(picture(i))}
+        record |= {"question": "what is the brand of phone?", "question_tokens": ["what", "is"]}
+        record |= {
+            "image_width": 150,
+            "image_height": 100,
+            "flickr_original_url": "https://example.org/a.jpg",
+        }
+        record |= {"flickr_300k_url": "https://example.org/b.jpg", "answers": ten, "image_classes": ["Phone"]}
+        records.append(record | {"set_name": "val", "ocr_tokens": ["NOKIA"]})
+    write_shards(folder / "data", "validation", records, images=("image",))
+
+
 WRITERS = {
     "clevr": counting,
     "clevr_complex": counting_complex,
@@ -493,6 +588,12 @@ WRITERS = {
     "mathverse": mathverse,
     "olympiadbench": olympiadbench,
     "mmmu": mmmu,
+    "mathvista": mathvista,
+    "ai2d": ai2d,
+    "chartqa": chartqa,
+    "docvqa": docvqa,
+    "infovqa": docvqa,
+    "textvqa": textvqa,
     "gsm8k": gsm8k,
     "math500": math500,
 }

@@ -37,6 +37,12 @@ NAMES = [
     "mathverse",
     "olympiadbench",
     "mmmu",
+    "mathvista",
+    "ai2d",
+    "chartqa",
+    "docvqa",
+    "infovqa",
+    "textvqa",
     "gsm8k",
     "math500",
 ]
@@ -69,6 +75,10 @@ CHOICES = (
     "As shown in the figure, AB parallel CD, then angle 2 is equal to ()\n"
     "Choices:\nA:50°\nB:60°\nC:65°\nD:90°"
 )
+
+
+FIGURE = {"subject": "figure question answering"}
+SHORT = "Answer with a word or a short phrase."
 
 
 def objects(n):
@@ -327,6 +337,143 @@ EXPECTED = {
             },
         ],
     ),
+    "mathvista": (
+        "test",  # its answers are not published: evaluation gets testmini
+        5,
+        [
+            {
+                "id": "1",
+                "problem": "How much is it? (Unit: $) Round to 1 decimal place.",
+                "solution": "1.2",
+                "task": "math",
+                "template": "solve",
+                "labels": FIGURE | {"type": "free_form", "answer": "float"},
+            },
+            {
+                "id": "2",
+                "problem": "How many bars?",
+                "solution": "4",
+                "task": "math",
+                "template": "solve",
+                "labels": FIGURE | {"type": "free_form", "answer": "integer"},
+            },
+            {
+                "id": "3",
+                "problem": "Is it red?\n(A) Yes\n(B) No",
+                "solution": "B",
+                "task": "choice",
+                "options": ["Yes", "No"],
+                "template": "solve",
+                "labels": FIGURE | {"type": "multi_choice", "answer": "text"},
+            },
+            {
+                "id": "4",
+                "problem": "What share? Round to 2 decimal places.",
+                "solution": "0.60",
+                "task": "math",
+                "template": "solve",
+                "labels": FIGURE | {"type": "free_form", "answer": "float"},
+            },
+            {
+                "id": "5",
+                "problem": "Which two years? Answer with a list like [1, 2].",
+                "solution": "[2007, 2008]",
+                "task": "math",
+                "template": "solve",
+                "labels": FIGURE | {"type": "free_form", "answer": "list"},
+            },
+        ],
+    ),
+    "ai2d": (
+        "test",
+        4,
+        [
+            {
+                "problem": "What does the red block show?\n(A) root\n(B) stem\n(C) leaf",
+                "solution": "C",
+                "task": "choice",
+                "options": ["root", "stem", "leaf"],
+                "template": "solve",
+            },
+            {
+                "problem": "Which label is it?\n(A) B\n(B) A",
+                "solution": "A",
+                "task": "choice",
+                "options": ["B", "A"],
+                "template": "solve",
+            },
+        ],
+    ),
+    "chartqa": (
+        "test",
+        4,
+        [
+            {
+                "problem": f"How many bars are red? {SHORT}",
+                "solution": "14",
+                "task": "relaxed",
+                "labels": {"questions": "human"},
+            },
+            {
+                "problem": f"Which is the highest? {SHORT}",
+                "solution": "Chile",
+                "task": "relaxed",
+                "labels": {"questions": "augmented"},
+            },
+        ],
+    ),
+    "docvqa": (
+        "test",
+        4,
+        [
+            {
+                "id": "49153",
+                "problem": f"What is the date? {SHORT}",
+                "solution": "['1/8/93', 'January 8, 1993']",
+                "task": "anls",
+                "labels": {"kind": "handwritten and form"},
+            },
+            {
+                "id": "49154",
+                "problem": f"Who signed? {SHORT}",
+                "solution": "Ms. O'Neil",
+                "task": "anls",
+                "labels": {"kind": "layout"},
+            },
+        ],
+    ),
+    "infovqa": (
+        "validation",
+        4,
+        [
+            {
+                "id": "49153",
+                "problem": f"Which share is red? {SHORT}",
+                "solution": "['12%', '12']",
+                "task": "anls",
+                "labels": {"answer": "single span", "reasoning": "counting"},
+            },
+            {
+                "id": "49154",
+                "problem": f"What is the title? {SHORT}",
+                "solution": "Blocks",
+                "task": "anls",
+                "labels": {"answer": "single span", "reasoning": "none"},
+            },
+        ],
+    ),
+    "textvqa": (
+        "test",
+        4,
+        [
+            {
+                "id": "34602",
+                "problem": f"what is the brand of phone? {SHORT}",
+                "solution": str(["nokia"] * 7 + ["nokia's", "Nokia", 'the "nokia"']),
+                "task": "vqa",
+            }
+        ],
+    ),
     "gsm8k": (
         "test",
         4,
@@ -368,14 +515,15 @@ EXPECTED = {
 
 
 def without_images(row):
-    return {k: v for k, v in row.items() if k != "images"}
+    return {k: v for k, v in row.items() if k not in ("images", "columns", "source", "context")}
 
 
 def check(rows, name, expected):
     for i, wanted in enumerate(expected):
         row = rows[i]
         wanted = BLANK | {"id": row["id"]} | wanted
-        assert set(row) == set(wanted) and row["id"].startswith(name) == (row["id"] == f"{rows.name}:{i}")
+        assert set(row) == {*wanted, "columns", "source", "context"} and row["columns"] == rows.records[i]
+        assert row["id"].startswith(name) == (row["id"] == f"{rows.name}:{i}")
         assert without_images(row) == without_images(wanted)
         assert len(row["images"]) == wanted["images"]
         assert all(im.size == (150, 100) and im.mode == "RGB" for im in row["images"])
@@ -387,7 +535,8 @@ def test_every_name_is_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_every_data_set(name, tmp_path):
-    spec, (split, count, expected) = published.write(name, tmp_path), EXPECTED[name]
+    split, count, expected = EXPECTED[name]
+    spec = published.write(name, tmp_path, count if name == "mathvista" else 4)
     rows = data.load_rows(spec, split)
     assert len(rows) == count
     check(rows, name, expected)
@@ -660,7 +809,9 @@ def test_another_data_set_under_the_name(tmp_path):
 def test_a_folder_with_several_lists(tmp_path):
     for name in ("a.json", "b.json"):
         published.write_json(tmp_path / name, [{"problem": "p", "solution": "s"}])
-    with pytest.raises(SystemExit, match=r"holds several JSON files \(a.json, b.json\); name one of them$"):
+    with pytest.raises(
+        SystemExit, match=r"holds several files of records \(a.json, b.json\); name one of them$"
+    ):
         data.load_rows(str(tmp_path))
 
 
@@ -677,7 +828,7 @@ BAD = {
         {"reward_func": "iou", "solution": "[__import__('os').makedirs('ran'), 1, 2, 3]"},
         "Expecting value|no box",
     ),
-    "empty tag": ("clevr", {"solution": "<answer> </answer>"}, "no answer"),
+    "empty tag": ("geoqa", {"solution": "<answer> </answer>"}, "no answer"),
     # Python's parser gives up on brackets this deep with a MemoryError
     "deep": ("mmmu", {"options": "[" * 5000 + "]" * 5000}, "MemoryError|SyntaxError|RecursionError"),
     "left out by pandas": ("mathverse", {"answer": float("nan"), "question": "q"}, "no answer"),

@@ -27,7 +27,7 @@ import common
 import data
 import qwen
 import rewards
-from tasks import grading, scenes
+from tasks import grading, pictures, scenes
 
 QUESTION = "How many items are there in the image?"
 BOX = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -475,11 +475,14 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path, processor):
     assert [i for i, _ in done] == [0, 12, 13] and skipped == 11
 
 
+def open_bytes(content):
+    return pictures.open_picture({"bytes": content, "path": None}, lambda path: None, Path("."))
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about the damaged TIFF files
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_damaged_image_files_raise_nothing_but_badrow(kind):
     """Cut anywhere or with bytes changed: the row is good or bad; no run ends with a Pillow traceback."""
-    rows = data.Rows([{"problem": "p", "solution": "s"}], "x")
     whole = png(picture(0, 24, 24), kind)
     rng = random.Random(0)
     broken = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 60))]
@@ -491,10 +494,10 @@ def test_damaged_image_files_raise_nothing_but_badrow(kind):
     refused = 0
     for content in broken:
         try:
-            assert rows.open_image({"bytes": content, "path": None}, "7").mode == "RGB"
-        except data.BadRow as error:
+            assert open_bytes(content).mode == "RGB"
+        except ValueError as error:
             # changed bytes of the header may say that it is larger than any image may be
-            assert str(error).startswith(("row 7: broken image", "row 7: image of "))
+            assert str(error).startswith(("broken image", "image of "))
             refused += 1
     assert refused > 30
 
@@ -514,15 +517,6 @@ def test_one_broken_image_in_a_parquet_file_spoils_only_its_row(tmp_path):
     for i in (1, 2):
         with pytest.raises(data.BadRow, match="broken image"):
             rows[i]
-
-
-def test_image_modes_become_rgb():
-    rows = data.Rows([{"problem": "p", "solution": "s"}], "x")
-    for mode in ("L", "RGBA", "P", "CMYK", "1"):
-        image = PICTURES[0].convert(mode)
-        assert rows.open_image(image, "1").mode == "RGB"
-    struct = {"bytes": png(PICTURES[0].convert("RGBA")), "path": "x"}
-    assert rows.open_image(struct, "1").tobytes() == PICTURES[0].tobytes()
 
 
 def test_a_source_with_no_usable_row_stops_with_a_sentence(tmp_path):
@@ -551,7 +545,7 @@ def one_row(**change):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"task": "vqa"}, "task 'vqa' is none of auto, choice, count, grounding, math, text$"),
+        ({"task": "riddle"}, "task 'riddle' is none of .*auto, choice, count, grounding, math, .*text"),
         ({"task": ["count"]}, "the task is a list where a text is meant"),
         ({"task": 3}, "the task is a int"),
         ({"reward_func": "bleu"}, "reward_func 'bleu' is none of accuracy, "),
@@ -562,10 +556,7 @@ def one_row(**change):
         ({"problem": NAN}, "has no problem"),
         ({"problem": " \n"}, "has no problem"),
         ({"problem": "<image>\n", "image": "a.png"}, "has no problem"),
-        (
-            {"problem": [{"role": "user", "content": "How many?"}]},
-            "the problem is a list where a text is meant",
-        ),
+        ({"problem": ["How many?", "Where?"]}, "the problem is a list where a text is meant"),
         ({"problem": 3}, "the problem is a int"),
         ({"problem": "a \ud800 b"}, "the problem holds a NUL or half a character"),
         ({"problem": "a \0 b"}, "the problem holds a NUL"),
@@ -576,7 +567,7 @@ def one_row(**change):
         ({"solution": []}, "has no answer"),
         ({"solution": float("inf")}, "the solution is infinite"),
         ({"solution": 10**5000}, "the solution is infinite or has more than 100 digits"),
-        ({"solution": {"role": "assistant", "content": "8"}}, "the solution is a dict where a text is meant"),
+        ({"solution": {"x": 1, "y": 2}}, "the solution is a dict where a text is meant"),
         ({"solution": [["a"]]}, "the solution is a list"),
         ({"solution": ["a", None]}, "one of the accepted answers is empty"),
         ({"solution": "\udfff"}, "the solution holds"),
@@ -685,7 +676,7 @@ def test_special_tokens_of_the_model_are_no_text(tiny_folder, processor):
             {"problem": f"a {token} b"},
             {"thinking": f"a{token}"},
             {"solution": token},
-            {"options": [token]},
+            {"options": [token], "solution": "A"},
         ):
             with pytest.raises(data.BadRow, match="^row r7: the .* holds <.*, a special token of the model"):
                 data.encode_prompt(one_row(**change), processor)
@@ -701,8 +692,8 @@ def test_columns_that_are_no_pairs():
     }.items():
         with pytest.raises(SystemExit, match=f"^columns: {words}"):
             data.Rows([{"problem": "p", "solution": "s", "x": 1}], "x", columns)
-    with pytest.raises(SystemExit, match="^task: 'vqa' is none of auto, choice, count"):
-        data.Rows([{"problem": "p", "solution": "s"}], "x", task="vqa")
+    with pytest.raises(SystemExit, match="^task: 'riddle' is none of .*auto, choice, count"):
+        data.Rows([{"problem": "p", "solution": "s"}], "x", task="riddle")
 
 
 TEXTS = [
@@ -765,7 +756,7 @@ def test_any_record_gives_a_bad_row_or_a_score(processor):
         return rng.choice(TEXTS if rng.random() < 0.6 else VALUES)
 
     scored = 0
-    for _ in range(3000):
+    for _ in range(4000):
         record = {"problem": rng.choice(["What?", value()]), "solution": value()}
         record["task"] = rng.choice([None, *grading.VERIFIERS, value()])
         record["reward_func"] = rng.choice([None, "fuzzy", "iou", ["cosine", "format"], value()])
@@ -773,6 +764,9 @@ def test_any_record_gives_a_bad_row_or_a_score(processor):
         record |= {name: rng.choice([None, value()]) for name in ("thinking", "labels", "id", "image")}
         try:
             row = data.encode_prompt(data.Rows([record], "x")[0], processor, max_prompt_length=4000)["row"]
+        except SystemExit as problem:  # one row is not enough to know from where its answer counts
+            assert "count from 0 or from 1" in str(problem)
+            continue
         except data.BadRow as problem:
             assert str(problem).isprintable()
             continue
@@ -784,7 +778,8 @@ def test_any_record_gives_a_bad_row_or_a_score(processor):
         )
         assert all(math.isfinite(part) for scores in parts for part in scores.values())
         json.dumps(
-            {name: part for name, part in row.items() if name != "images"}, ensure_ascii=False
+            {name: part for name, part in row.items() if name not in ("images", "columns")},
+            ensure_ascii=False,
         ).encode()
         scored += 1
     assert scored > 300
@@ -822,7 +817,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
         one_row(images=[content] * 17)
     assert not decoded
     monkeypatch.undo()
-    monkeypatch.setattr(data, "MAX_IMAGE_PIXELS", 400)
+    monkeypatch.setattr(pictures, "MAX_IMAGE_PIXELS", 400)
     assert one_row(image=huge_png(20))["images"][0].size == (20, 20)
     with pytest.raises(data.BadRow, match="21 x 21"):
         one_row(image=huge_png(21))
@@ -929,7 +924,7 @@ def test_pictures_that_nothing_reads_stop_the_run(tmp_path, record, words):
 )
 def test_metadata_does_not_stop_a_run(tmp_path, record):
     PICTURES[0].save(tmp_path / "here.png")
-    rows = data.Rows([{"problem": "p", "solution": "s"} | record], "x", folder=str(tmp_path))
+    rows = data.Rows([{"problem": "p", "solution": "b"} | record], "x", folder=str(tmp_path))
     assert len(rows[0]["images"]) == ("image" in record)
 
 
@@ -978,11 +973,9 @@ def test_missing_sources(tmp_path):
 
 def test_folders_and_files_of_another_kind(tmp_path):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "rows.csv").write_text("problem,solution\na,1\n")
-    for name in ("folder", "rows.csv"):
-        with pytest.raises(
-            SystemExit, match=f"^data: '.*{name}' is no .json, .jsonl or .parquet file, nor a folder"
-        ):
+    (tmp_path / "rows.doc").write_text("problem,solution\na,1\n")
+    for name in ("folder", "rows.doc"):
+        with pytest.raises(SystemExit, match=rf"^data: '.*{name}' (holds|is) no .*\.jsonl, .*\.parquet"):
             data.load_rows(str(tmp_path / name))
 
 

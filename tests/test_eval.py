@@ -218,6 +218,7 @@ def test_published_rec_rule():
 
 
 RULES = (benchmarks.superclevr_rule, benchmarks.geoqa_rule, benchmarks.rec_rule, benchmarks.ladder_rule)
+RULES += (benchmarks.docvqa_rule,)
 STRANGE = (
     "",
     "<answer>",
@@ -252,7 +253,7 @@ def test_table_has_every_benchmark_and_every_template_exists():
     table = benchmarks.table_markdown()
     for name in benchmarks.BENCHMARKS:
         assert f"| {name} |" in table
-    assert {line.count("|") for line in table.splitlines()} == {6}
+    assert {line.count("|") for line in table.splitlines()} == {7}
 
 
 # -----------------------------------------------------------------------------

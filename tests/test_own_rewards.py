@@ -67,8 +67,6 @@ def turns(completion, row):
         except Exception:
             pass
 
-def of_trl(completions, **kwargs): return [0.0 for _ in completions]
-def of_trl_with_prompts(prompts, completions): return [0.0 for _ in completions]
 def one(completion): return 1.0
 def three(completion, row, step): return 1.0
 """
@@ -136,9 +134,8 @@ def test_finite_numbers_of_every_kind_are_taken(name, value, workers):
         ("infinite", "returned -inf (float)"),
         ("huge", "(int)"),
         ("beyond_float32", "returned 1e+300 (float)"),
-        ("of_trl_with_prompts", "returned [0.0, 0.0,"),
         ("divides", "own.py, line {line}: ZeroDivisionError: division by zero"),
-        ("misses", "own.py, line {line}: KeyError: 'difficulty'"),
+        ("misses", "own.py, line {line}: KeyError: 'difficulty', the row has id, problem, solution, task"),
         ("deep", "own.py, line {line}: RecursionError"),
         ("no_memory", "own.py, line {line}: MemoryError"),
         ("leaves", "own.py, line {line}: it ended the process: SystemExit: 0"),
@@ -202,7 +199,6 @@ def test_ctrl_c_ends_the_waiting():
 @pytest.mark.parametrize(
     "name, did",
     [
-        ("own:of_trl", "of_trl(completions, **kwargs)"),
         ("own:one", "one(completion)"),
         ("own:three", "three(completion, row, step)"),
         ("own:CONSTANT", "no function but 3 (int)"),
