@@ -3,6 +3,9 @@
     python chat.py out/tiny_grpo/step-000160 scene.png "How many items are there in the image?"
     python chat.py out/tiny_grpo/step-000160 scene.png           # asks for questions until an empty one
     python chat.py Qwen/Qwen2.5-VL-3B-Instruct a.jpg b.jpg "Which is older?" --template=bare
+    python chat.py out/tiny_grpo/step-000160 "scenes:clevr?layout=grid&objects=1-8&seed=7" "How many ...?"
+
+The last draws a scene (tasks/drawn.py) and writes it to scene.png.
 
 The answer appears as it is written. Every question stands for itself, as in training.
 """
@@ -30,6 +33,7 @@ seed = 0
 # fmt: on
 
 USAGE = 'usage: python chat.py MODEL [IMAGE ...] ["question"] [--key=value ...]; --help lists the knobs'
+SCENE = "scene.png"  # where a drawn scene is written, for the eye
 UNTRAINED = {"template": "think", "min_pixels": 3136, "max_pixels": 401408}
 
 
@@ -43,13 +47,17 @@ def read_arguments(words: list[str]) -> tuple[str, list[str], str]:
         raise SystemExit(USAGE)
     model, *rest = words
     question = ""
-    if rest and not Path(rest[-1]).is_file():
+    if rest and not is_image(rest[-1]):
         question = rest.pop()
     looks_like_file = Path(question).suffix and " " not in question
     for name in [*rest, *([question] if looks_like_file else [])]:
-        if not Path(name).is_file():
+        if not is_image(name):
             raise SystemExit(f"image: there is no file '{name}'")
     return model, rest, question
+
+
+def is_image(word: str) -> bool:
+    return word.startswith("scenes:") or Path(word).is_file()
 
 
 def run_knobs(model: str) -> dict:
@@ -116,6 +124,11 @@ def main():
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=qwen.banned_ids(net.config, processor),
     )
+    for number, name in enumerate(files):
+        if name.startswith("scenes:"):
+            data.load_rows(name)[0]["images"][0].save(SCENE)
+            print(f"{SCENE}: drawn, {name}")
+            files[number] = SCENE
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in questions(first):
         record = {"images": files, "problem": question, "solution": "unknown"}

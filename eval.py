@@ -71,7 +71,8 @@ sources = {"": ""}        # or several, {"name": "source"}
 data_split = "test"       # of sources; benchmarks have their own
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
-task = "auto"             # of rows without one: 'count', 'choice', 'math', 'grounding', 'text' or 'auto'
+task = "auto"             # of rows without one: 'count', 'choice', 'math', 'grounding', 'text', 'relaxed',
+                          # 'anls', 'vqa' or 'auto'
 template = "auto"         # prompt: the data set's own, else 'think'; or 'direct' (answer only), 'box', ...
 limit = 0                 # the first so many rows of each source; 0 = all
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped and counted
@@ -159,7 +160,7 @@ def published_rule(name: str) -> Callable | None:
 class Source(NamedTuple):
     spec: str  # as data.load_rows takes it
     rows: Sequence[dict]
-    total: int  # the first so many are evaluated
+    indices: Sequence[int]  # of the rows that are evaluated
     of: int  # rows of the whole set
     tokens: int  # limit on a completion
     rule: Callable | None  # the published one, if it is a benchmark that has one
@@ -196,12 +197,21 @@ def load_sources(chosen: dict[str, str], say) -> dict[str, Source]:
         except SystemExit as problem:
             missing.append(str(problem))
             continue
-        total = min(len(rows), limit or len(rows))
         of = published or len(rows)
-        loaded[name] = Source(spec, rows, total, of, max_completion_length or tokens, rule)
+        loaded[name] = Source(spec, rows, chosen_rows(rows), of, max_completion_length or tokens, rule)
     if missing:
         raise SystemExit("\n".join(missing))
     return loaded
+
+
+def chosen_rows(rows: Sequence[dict]) -> Sequence[int]:
+    """Indices of the first `limit` rows, of a mixture of the first of each of its sources; 0 = all."""
+    if not limit or not isinstance(rows, data.Mixture):
+        return range(min(len(rows), limit or len(rows)))
+    indices = []
+    for start, source in zip(rows.starts, rows.sources, strict=False):
+        indices += range(start, start + min(limit, len(source)))
+    return indices
 
 
 def first_rows(rows: Sequence[dict], most: int = 20) -> list[dict]:
@@ -375,13 +385,12 @@ def lacks_metric(entry: dict) -> bool:
     return any(metric not in output for output in entry.get("outputs", ()))
 
 
-def split_results(done: dict[int, dict], total: int) -> tuple[list[dict], dict[int, str]]:
-    """Graded entries in order, and {index: reason} of the skipped rows, of the first `total` rows."""
+def split_results(done: dict[int, dict], indices: Sequence[int]) -> tuple[list[dict], dict[int, str]]:
+    """Graded entries in order, and {index: reason} of the skipped rows, of the rows with these indices."""
     entries = []
     skipped = {}
-    for index, entry in sorted(done.items()):
-        if index >= total:
-            continue  # of an earlier run, with a larger --limit
+    for index in indices:  # in `done` may be more, of an earlier run with a larger --limit
+        entry = done[index]
         if "skipped" in entry:
             skipped[index] = entry["skipped"]
         else:
@@ -484,9 +493,10 @@ def main():
             knobs = {key: config[key] for key in FIXED}
             knobs |= {"source": source.spec, "tokens": source.tokens, "weights": weights}
             done = earlier_results(folder, name, knobs, rank)
-            todo = [index for index in range(source.total) if index not in done]
-            before = f", {source.total - len(todo)} of them done before" if done else ""
-            say(f"eval: {name}: {source.total} rows, {wording}{before}")
+            total = len(source.indices)
+            todo = [index for index in source.indices if index not in done]
+            before = f", {total - len(todo)} of them done before" if done else ""
+            say(f"eval: {name}: {total} rows, {wording}{before}")
 
             # 2) the policy with the weights of this checkpoint
             if todo and held != path:
@@ -507,7 +517,7 @@ def main():
                 done |= part
 
             # 4) the metric of --metric, also of rows that were answered before
-            todo = [index for index, entry in sorted(done.items()) if lacks_metric(entry)]
+            todo = [index for index in source.indices if lacks_metric(done[index])]
             mine = [done[index] for index in todo[rank::world]]
             measured = {}
             if mine:
@@ -517,10 +527,10 @@ def main():
                 done |= part
 
             # 5) figures and files
-            entries, skipped = split_results(done, source.total)
+            entries, skipped = split_results(done, source.indices)
             if not entries:
                 reason = next(iter(skipped.values()))
-                say(f"eval: none of the {source.total} rows of '{name}' can be used; the first: {reason}")
+                say(f"eval: none of the {total} rows of '{name}' can be used; the first: {reason}")
                 continue
             records[path][name] = {
                 "name": name,
@@ -533,7 +543,7 @@ def main():
                 "results": entries,
             }
             # a second look with a smaller --limit does not cut what is there
-            if rank == 0 and len(done) <= source.total:
+            if rank == 0 and len(done) <= total:
                 results.write_results(folder, name, records[path][name])
                 results.forget(folder, name, parts_only=True)
 

@@ -201,7 +201,8 @@ def fields_of(row: dict, left=()) -> dict:
     ours["columns"] = columns
     if "columns" in left:
         del ours["columns"]
-    return columns | ours
+    # our pictures may have been left behind while a column of that name, with their paths, is here
+    return {name: value for name, value in columns.items() if name not in left} | ours
 
 
 def opened_columns(row: dict) -> dict:
@@ -306,7 +307,7 @@ def arguments(texts: list[str], row: dict, left: tuple, seen: Row) -> dict:
     values.setdefault("image_path", picture_paths(columns))  # these two VLM-R1 adds itself
     values.setdefault("accu_reward_method", "default")
     given = {name: [value] * len(texts) for name, value in values.items()}
-    given |= {name: Later(seen) for name in left}
+    given |= {name: Later(seen) for name in left if name not in columns}
     for name in ("columns", "prompt", "completion", "completion_ids"):
         given.pop(name, None)
     given["prompts"] = Later(seen) if "prompt" in left else [prompt] * len(texts)

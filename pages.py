@@ -117,14 +117,14 @@ th:last-child, td:last-child { text-align: left; width: 99% }
   color: #e5e7eb;
   background: #15181d;
 }
-#stage { position: absolute; inset: 0; touch-action: none; cursor: grab }
+#viewer[open] { display: grid; grid: minmax(0, 1fr) auto / 100% }
+#stage { position: relative; overflow: hidden; touch-action: none; cursor: grab }
 #whole { position: absolute; width: auto; border-radius: 0; transform-origin: 0 0 }
 #tools { position: absolute; top: 8px; right: 8px; display: flex; gap: 6px; align-items: center }
 #tools button { min-width: 40px; min-height: 36px }
 #zoom { min-width: 4em; text-align: right }
-#about { position: absolute; inset: auto 0 0 0; max-height: 22%; overflow: auto; padding: 8px 12px }
-#about { white-space: pre-wrap; overflow-wrap: anywhere }
-#about, #zoom { background: rgb(0 0 0 / 70%) }
+#zoom { background: #15181d }
+#about { max-height: 22vh; overflow: auto; padding: 8px 12px; white-space: pre-wrap; overflow-wrap: anywhere }
 
 /* a narrow window: pictures above the outputs, and a table's cells below each other, named */
 @media (max-width: 700px) {

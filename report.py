@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from pages import EVAL_MARKUP, EVAL_PROGRAM, EVAL_STYLE, ROLLOUTS_MARKUP, ROLLOUTS_PROGRAM, STYLE, fill
-from results import wilson, write
+from results import write
+from tasks.intervals import wilson
 from tasks.pictures import picture_list, thumbnail, unwrapped
 
 # Okabe-Ito: safe for the colour-blind
@@ -414,7 +415,7 @@ def add_pictures(row: dict, source, index: int, room: int) -> int:
         row["notes"] = [f"{image.width} x {image.height} pixels" for image in images]
         return room
     row["images"] = [thumbnail(image, SMALL_SIDE) for image in images]
-    row["notes"] = ["not whole here: the page has no room left"] * len(images)
+    row["notes"] = ["small, as the page has no room left for whole pictures"] * len(images)
     row["files"] = picture_files(source, of_source)
     return 0
 

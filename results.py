@@ -1,4 +1,4 @@
-"""Result files of evaluations: grade outputs, statistics, tables; grade old files again, compare two of them.
+"""Result files of evaluations: grade outputs, figures, tables; grade old files again, compare two of them.
 
 Used by eval.py; needs neither torch nor vLLM. An entry is one row with its outputs:
 
@@ -9,9 +9,7 @@ Used by eval.py; needs neither torch nor vLLM. An entry is one row with its outp
 
 import itertools
 import json
-import math
 import re
-import statistics
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,6 +18,7 @@ import rewards
 from tasks.adapters import ADAPTERS
 from tasks.benchmarks import BENCHMARKS, RULE_SECONDS
 from tasks.grading import attempt, clean, extract_answer
+from tasks.intervals import mcnemar, mean_interval, paired_interval, pass_at_k, wilson
 from tasks.outputs import (
     BadRecord,
     choose_columns,
@@ -33,93 +32,6 @@ from tasks.outputs import (
 METRICS = ("accuracy", "lenient", "published")  # strict tag; any clear answer; the benchmark's own rule
 # of a row, kept for grading again
 FACTS = ("id", "source", "problem", "solution", "task", "options", "labels", "image_size", "box_frame")
-
-# -----------------------------------------------------------------------------
-# statistics
-# -----------------------------------------------------------------------------
-
-
-def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval (low, high) of a proportion p = correct / n, at 95 % confidence for z = 1.96.
-
-        ( p + z^2/2n  -+  z * sqrt(p (1 - p) / n + z^2 / 4n^2) ) / (1 + z^2/n)
-
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22. Unlike
-    p -+ z * sd it stays within [0, 1] and does not shrink to a point at 0 % and 100 %, where small sets end.
-    """
-    if n <= 0:
-        return 0.0, 1.0  # nothing seen, nothing known
-    p = correct / n
-    zz = z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    low = (p + zz / 2 - half) / (1 + zz)
-    high = (p + zz / 2 + half) / (1 + zz)
-    return max(0.0, low), min(1.0, high)
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that at least one of k completions is right, from n >= k completions of which `correct` are.
-
-        1 - C(n - correct, k) / C(n, k)
-
-    Chen et al. 2021, "Evaluating large language models trained on code", equation 1: unbiased, unlike
-    1 - (1 - correct/n)^k.
-
-    >>> pass_at_k(5, 2, 2)    # of the 10 pairs 3 hold none of the 2 right ones
-    0.7
-    """
-    return 1 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of McNemar's test: are rows that only A has right as frequent as those only B has?
-
-        p = min(1, 2 * sum_{i <= min(a, b)} C(a + b, i) / 2^(a + b))
-
-    McNemar 1947, Psychometrika 12; the exact form is a sign test on the rows that flipped: those on which
-    both agree say nothing.
-
-    >>> mcnemar(1, 7)
-    0.0703125
-    """
-    flipped = only_a + only_b
-    tail = sum(math.comb(flipped, i) for i in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**flipped)
-
-
-def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval (low, high) of accuracy B - accuracy A on the same n rows.
-
-        p = (only_b + 1) / (n + 2),  q = (only_a + 1) / (n + 2)
-        p - q -+ z * sqrt((p + q - (p - q)^2) / (n + 2))
-
-    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions
-    based on paired data", JEBS 37.
-    """
-    p = (only_b + 1) / (n + 2)
-    q = (only_a + 1) / (n + 2)
-    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return max(-1.0, p - q - half), min(1.0, p - q + half)
-
-
-def majority(outputs: list[dict]) -> float:
-    """1.0 if the most frequent tagged answer (of equals the first) is right: self-consistency.
-
-    Wang et al. 2022, arXiv:2203.11171.
-    """
-    votes = Counter()
-    accuracy = {}  # of the first output that gave an answer
-    for output in outputs:
-        answer = extract_answer(output["text"], strict=True)
-        if answer:
-            answer = clean(answer).casefold()
-            votes[answer] += 1
-            accuracy.setdefault(answer, output["accuracy"])
-    if not votes:
-        return 0.0
-    winner, _ = votes.most_common(1)[0]
-    return accuracy[winner]
-
 
 # -----------------------------------------------------------------------------
 # entries -> figures
@@ -155,26 +67,29 @@ def check_metric(name: str) -> None:
         raise SystemExit(of_metric(str(error), name)) from error
 
 
+AT_ONCE = 64  # rows: rewards.GIVE_UP is a limit on the time that so many take
+
+
 def measure(entries: list[dict], rows: list[dict], metric: str, scorer) -> None:
     """Write what `metric` gives into each output of the entries; `rows`: theirs, as far as they are known.
 
     It is a task ("anls") or the user's own "module:function" (see rewards.py), which gives None where it does
     not apply. SystemExit, one sentence, if that function fails.
     """
-    texts = [[output["text"] for output in entry["outputs"]] for entry in entries]
-    if metric in rewards.VERIFIERS:
-        rows = [row | {"task": metric, "reward_func": None} for row in rows]
-        name = "accuracy"
-    else:
-        rows = [row | {"reward_func": None} for row in rows]
-        name = metric
-    try:
-        parts = scorer.score(texts, rows, (name,))
-    except SystemExit as error:
-        raise SystemExit(of_metric(str(error), metric)) from error
-    for entry, of_entry in zip(entries, parts, strict=True):
-        for output, of_output in zip(entry["outputs"], of_entry, strict=True):
-            output[metric] = of_output.get(name)
+    name = "accuracy" if metric in rewards.VERIFIERS else metric
+    for start in range(0, len(entries), AT_ONCE):
+        part = entries[start : start + AT_ONCE]
+        asked = []
+        for row in rows[start : start + AT_ONCE]:
+            asked.append(row | {"reward_func": None} | ({"task": metric} if name != metric else {}))
+        texts = [[output["text"] for output in entry["outputs"]] for entry in part]
+        try:
+            scored = scorer.score(texts, asked, (name,))
+        except SystemExit as error:
+            raise SystemExit(of_metric(str(error), metric)) from error
+        for entry, of_entry in zip(part, scored, strict=True):
+            for output, of_output in zip(entry["outputs"], of_entry, strict=True):
+                output[metric] = of_output.get(name)
 
 
 def of_metric(sentence: str, metric: str) -> str:
@@ -262,16 +177,23 @@ def interval_of_mean(entries: list[dict], metric: str) -> dict:
     return {"mean": average, "interval": interval, "n": len(values)}
 
 
-def mean_interval(values: list[float], z: float = 1.96) -> tuple[float, list[float] | None]:
-    """(mean, [low, high]) = mean -+ z * s / sqrt(n), s = standard deviation of the n values.
+def majority(outputs: list[dict]) -> float:
+    """1.0 if the most frequent tagged answer (of equals the first) is right: self-consistency.
 
-    One value alone has no interval: None.
+    Wang et al. 2022, arXiv:2203.11171.
     """
-    average = sum(values) / len(values)
-    if len(values) == 1:
-        return average, None
-    half = z * statistics.stdev(values) / math.sqrt(len(values))
-    return average, [average - half, average + half]
+    votes = Counter()
+    accuracy = {}  # of the first output that gave an answer
+    for output in outputs:
+        answer = extract_answer(output["text"], strict=True)
+        if answer:
+            answer = clean(answer).casefold()
+            votes[answer] += 1
+            accuracy.setdefault(answer, output["accuracy"])
+    if not votes:
+        return 0.0
+    winner, _ = votes.most_common(1)[0]
+    return accuracy[winner]
 
 
 def pass_rates(entries: list[dict], samples: int) -> dict[str, float]:
@@ -327,6 +249,7 @@ def print_table(table: dict[str, dict], with_categories: bool = False, say=print
         for category, values in found["categories"].items():
             if with_categories or category in ("source", "task"):  # of a mixture
                 for value, of_value in values.items():
+                    value = Path(value).name if category == "source" else value
                     say(table_line(f"  {category} {value}"[:19], *share_cells(of_value), []))
 
 

@@ -16,7 +16,7 @@ import math
 import re
 
 from tasks.adapters import bare, reference_box
-from tasks.grading import VERIFIERS, attempt, last_boxed, option_letter
+from tasks.grading import last_boxed, option_letter
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Keys under which dicts around an answer or an option hold its text, and options their letters.
@@ -169,30 +169,16 @@ def is_derivation(solution, short) -> bool:
     return bool(is_long) and len(str(short)) < len(solution)
 
 
-def refuse_unanswerable(accepted: list[str], row: dict) -> None:
-    """ValueError for a reference that not even itself would answer: no count, no text, no such option.
-
-    Formulas are left alone, as reading one takes longer than all else: math, and auto where it means math.
-    """
-    task = row["task"]
-    if task not in ("count", "choice", "text"):
-        return
-    if any(attempt(VERIFIERS[task], answer, answer, row) for answer in accepted):
-        return
-    raise ValueError(
-        f"no answer could meet the reference '{row['solution'][:80]}' "
-        f"({ {'count': 'it is no number', 'choice': 'it is no option', 'text': 'it is no text'}[task] })"
-    )
-
-
 # -----------------------------------------------------------------------------
 # options
 # -----------------------------------------------------------------------------
 
 
-def read_options(options) -> tuple[list[str] | None, list[str]]:
+def read_options(options, published: bool = False) -> tuple[list[str] | None, list[str]]:
     """(the texts of the options in order, their labels): (["cat", "dog"], ["A", "B"]); None without options.
 
+    Letters in front are taken off, and options that are nothing else mean that the choices are drawn in the
+    picture; those of a `published` set stay as they are.
     Raises ValueError for a gap, for more options than letters, and for what is no list or no text (text_of).
     """
     options = plain(options)
@@ -218,9 +204,10 @@ def read_options(options) -> tuple[list[str] | None, list[str]]:
     if any(map(is_empty, texts)):
         raise ValueError("an option before the last is missing")
     texts = [text_of(text, "option", number=True) for text in texts]
-    texts = without_letters(texts)
-    if texts == list(LETTERS[: len(texts)]):
-        return None, []  # letters alone: the choices are drawn in the picture
+    if not published:
+        texts = without_letters(texts)
+        if texts == list(LETTERS[: len(texts)]):
+            return None, []
     if len(labels) < len(texts):
         labels = list(LETTERS)
     return texts, labels[: len(texts)]

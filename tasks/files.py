@@ -11,6 +11,7 @@ Parquet, csv and what datasets reads otherwise stay on disk, memory-mapped: 70,0
 """
 
 import gzip
+import itertools
 import json
 import math
 import os
@@ -110,7 +111,7 @@ def read_copy(path: Path, splits: list[str], name: str = "", adapter: Adapter | 
     if file:
         return read_file(file), file.parent
     for kind in (".arrow", ".tar"):
-        shards = [file for file in sorted(path.rglob("*")) if kind_of(file) == kind]
+        shards = files_below(path, kind)
         if shards:
             # train-000001.tar, parquet-train.arrow
             words = {file: re.split("[-_.]", file.name) for file in shards}
@@ -124,7 +125,13 @@ def read_copy(path: Path, splits: list[str], name: str = "", adapter: Adapter | 
 
 def kind_of(path: Path) -> str:
     """The suffix in lower case without .gz: ".jsonl" of rows.JSONL.gz."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    return os.path.splitext(path.name.lower().removesuffix(".gz"))[1]
+
+
+def files_below(path: Path, *kinds: str) -> list[Path]:
+    """The files of these kinds in a folder and in its folders."""
+    there = itertools.chain(path.glob("*"), path.glob("*/*"))
+    return sorted(file for file in there if kind_of(file) in kinds)
 
 
 def read_file(path: Path):
@@ -147,7 +154,7 @@ def read_tables(path: Path, splits: list[str], adapter: Adapter | None):
     """The table of the parquet files or save_to_disk folders below a folder; None if there are none."""
     import datasets
 
-    parquet = [file for file in sorted(path.rglob("*")) if kind_of(file) == ".parquet"]
+    parquet = sorted(file for file in path.rglob("*") if kind_of(file) == ".parquet")
     parquet = of_configs(path, parquet, adapter)
     saved = [path] if is_saved(path) else sorted(folder for folder in path.glob("*/") if is_saved(folder))
     saved = of_configs(path, saved, adapter)
@@ -173,6 +180,7 @@ def load_table(kind: str, files: list[Path], **options):
     # the name of the table, a file that has been replaced by one of the same time is read again too
     size = str(sum(file.stat().st_size for file in files))
     paths = [str(file) for file in files]
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error is raised here too
     try:
         return undecoded(datasets.load_dataset(kind, size, data_files=paths, split="train", **options))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # pyarrow's are ValueErrors
@@ -239,7 +247,7 @@ def find_list(path: Path, splits: list[str], adapter: Adapter | None) -> Path | 
     metadata.csv or metadata.jsonl, which datasets' imagefolder wants beside the images, comes before others.
     SystemExit if there is no telling which.
     """
-    files = [file for file in sorted([*path.glob("*"), *path.glob("*/*")]) if kind_of(file) in LISTS]
+    files = files_below(path, *LISTS)
     files = [file for file in files if not file.name.startswith(("dataset_", "state", "."))]
     metadata = [file for file in files if file.name.lower().startswith("metadata.")]
     files = metadata or files
@@ -406,7 +414,22 @@ def read_sheet(path: Path, kind: str):
     if first.empty:
         return []
     features = datasets.Features({str(column): datasets.Value("string") for column in first.columns})
-    return load_table("csv", [path], features=features, chunksize=1000, **texts)
+    return with_shared_pictures(load_table("csv", [path], features=features, chunksize=1000, **texts))
+
+
+def with_shared_pictures(table):
+    """The table of VLMEvalKit, whose `image` may be the `index` of the row that has the same picture."""
+    if not {"index", "image"} <= set(table.column_names):
+        return table
+    rows = {index: i for i, index in enumerate(table["index"])}
+
+    def look_up(batch: dict) -> dict:
+        images = batch.get("image", [])
+        return batch | {
+            "image": [table[rows[image]]["image"] if image in rows else image for image in images]
+        }
+
+    return table.with_transform(look_up)
 
 
 def named_as_images(records):
@@ -465,7 +488,13 @@ class TarRecords:
     @property
     def column_names(self) -> list[str]:
         """The columns of the first records."""
-        return list({column: None for i in range(min(20, len(self))) for column in self[i]})
+        columns = {}
+        for i in range(min(20, len(self))):
+            try:
+                columns |= self[i]
+            except ValueError:
+                continue  # named when its turn comes
+        return list(columns)
 
     def __getitem__(self, i: int) -> dict:
         """Record i. Raises ValueError for one whose texts are not in UTF-8 or no JSON."""

@@ -21,7 +21,7 @@ from typing import NamedTuple
 IMAGE_MARK = "<image>"
 # Where each thing stands, in the order of preference.
 PLAIN = ("problem", "question", "q")  # a text in one of these, and an answer: no layout is needed
-CHATS = ("messages", "conversations", "conversation", "texts", "prompt", *PLAIN)  # lists of turns
+CHATS = ("messages", "conversations", "conversation", "message", "texts", "prompt", *PLAIN)  # lists of turns
 QUESTIONS = ("prompt", "query", "instruction")  # texts
 REPLIES = ("response", "completion", "output", "chosen")  # texts or turns
 ANSWERS = ("solution", "answer", "ground_truth", "label", "a")
@@ -122,8 +122,8 @@ def chat_row(record: dict, asked: str, reply: str | None = None) -> dict:
     turns = read_turns(record.get("history")) + turns
     if not is_absent(record.get("system")) and not any(turn["role"] == "system" for turn in turns):
         turns.insert(0, new_turn("system", str(record["system"])))
-    if reply:
-        turns += read_turns(record.get(reply), "assistant")
+    if reply and not (turns and turns[-1]["role"] == "assistant"):
+        turns += read_turns(record.get(reply), "assistant")[-1:]  # some repeat the question before it
     fill_objects(turns, record.get("objects"))
 
     last = turns.pop() if turns and turns[-1]["role"] == "assistant" else new_turn("assistant", "")
@@ -165,14 +165,12 @@ def letter_row(record: dict, question: str) -> dict:
     """VLMEvalKit: the options are columns A, B, ..., and a hint may go before the question."""
     paragraphs = [record.get("hint"), record.get(question)]
     options = [record.get(letter) for letter in OPTION_COLUMNS]
-    while options and is_absent(options[-1]):
-        options.pop()  # fewer options than the set has columns
     fields = {
         "problem": "\n".join(str(text) for text in paragraphs if not is_absent(text)),
         "labels": {"category": record.get("category")},
     }
-    if options:
-        fields["options"] = options
+    if not all(map(is_absent, options)):
+        fields["options"] = options  # with gaps at the end, where the set has more columns
     if not is_absent(record.get("index")) and is_absent(record.get("id")):
         fields["id"] = record["index"]
     return fields
@@ -212,7 +210,7 @@ def turns_of(value) -> list[dict]:
     It is a list of messages, one message, JSON of those, or a struct of columns {"role": [...], "content":
     [...]}, which some versions of datasets make of a list.
     """
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.adapters import ADAPTERS
-from tasks.answers import as_letter, index_base, is_derivation, read_options, split_solution
+from tasks.answers import as_letter, in_dict, index_base, is_derivation, read_options, split_solution
 from tasks.benchmarks import BENCHMARKS
 from tasks.grading import VERIFIERS, option_letter, read_box
 
@@ -42,6 +42,7 @@ COLUMNS = {
         *("accuracy", "score", "reward"),
     ),
 }
+METRICS = {"relaxed_overall": "relaxed", "anls": "anls"}  # a verdict's name that tells the task
 NESTED = ("doc", "question", "problem")  # a record may have the row of the data set in one of these
 LABELS = ("category", "l2-category", "subject", "level", "difficulty", "split", "task", "problem_type")
 
@@ -94,7 +95,7 @@ def read_records(path: Path) -> tuple[dict, list]:
         about, records = records_of(tidy(json_content(text, name.endswith(".jsonl"))))
         records = of_one_filter(records)
     except Exception as error:  # of five readers, each with its own
-        reason = str(error)[:120] or type(error).__name__
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise SystemExit(f"file: '{path}' cannot be read as {kind} ({reason}); is it complete?") from error
     if not any(isinstance(record, dict) for record in records):
         raise SystemExit(
@@ -127,31 +128,39 @@ def json_line(line: str):
 
 
 def records_of(content) -> tuple[dict, list]:
-    """(facts, records) of a JSON value: a list, one in a dict, or OpenCompass's {"0": record, "1": ...}."""
+    """(facts, records) of a JSON value: a list, one in a dict, or a dict of records as OpenCompass has it."""
     if isinstance(content, list):
         # the first line of our own unfinished results holds the knobs
-        return {}, content[1:] if is_knobs(content[:1]) else content
+        is_knobs = bool(content) and isinstance(content[0], dict) and set(content[0]) == {"knobs"}
+        return {}, content[is_knobs:]
     if not isinstance(content, dict):
         return {}, []
-    if any(column in content for column in COLUMNS["text"]):
-        return {}, [content]  # a file of one line
-    if listed(content):
-        return {}, listed(content)
+    if has_output(content):
+        return {}, by_columns(content) or [content]  # a file of one line
     if listed(content.get("results")):
         return content, listed(content["results"])
     # "logs", "detailed_results", "details": the longest list
-    return content, max((listed(value) for value in content.values()), key=len, default=[])
+    return content, max(map(listed, [content, *content.values()]), key=len)
 
 
-def is_knobs(first: list) -> bool:
-    return bool(first) and isinstance(first[0], dict) and set(first[0]) == {"knobs"}
+def has_output(record: dict) -> bool:
+    return any(column in record for column in COLUMNS["text"])
 
 
 def listed(value) -> list:
-    """The records of a list, or of a dict whose keys count; [] of anything else."""
+    """The records of a list, or of a dict by number or name: {"0": record, "1": record}; [] of others."""
     if isinstance(value, dict):
-        return [value[key] for key in value if key.isdecimal() and isinstance(value[key], dict)]
+        records = {key: record for key, record in value.items() if isinstance(record, dict)}
+        return [record for key, record in records.items() if key.isdecimal() or has_output(record)]
     return value if isinstance(value, list) else []
+
+
+def by_columns(table: dict) -> list[dict]:
+    """The records of a table that is written by columns: lists, or pandas' {"question": {"0": ...}}."""
+    columns = [list(value.values()) if isinstance(value, dict) else value for value in table.values()]
+    if not all(isinstance(column, list) for column in columns) or len({*map(len, columns)}) > 1:
+        return []
+    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def of_one_filter(records: list) -> list:
@@ -368,7 +377,8 @@ def entry_of(record, index: int, task: str, columns: Columns | None) -> dict:
         is_box = len(solution) == 4 and all(type(x) in (int, float) for x in solution)
         solution = solution[0] if len(solution) == 1 else json.dumps(solution)  # one: OlympiadBench
         task = "grounding" if is_box else task
-    of_record = entry.get("task") or task
+    guess = entry.pop("guess", None)
+    of_record = entry.get("task") or (guess if guess and task == "auto" else task)
     if not isinstance(of_record, str) or of_record not in VERIFIERS:
         raise BadRecord(f"has a task {brief(of_record)} that is none of {', '.join(VERIFIERS)}")
     labels = entry.get("labels")
@@ -425,7 +435,7 @@ def read_theirs(record: dict, columns: Columns) -> dict:
     texts = texts_of(first_of(record, columns.names["text"]))
     if not texts:
         raise BadRecord("has no output")
-    solution = first_of(record, columns.names["solution"])
+    solution = in_dict(first_of(record, columns.names["solution"]))
     verdicts = {}
     given = next((name for name in columns.verdicts if is_there(record.get(name))), None)
     if given:
@@ -445,13 +455,16 @@ def read_theirs(record: dict, columns: Columns) -> dict:
     labels = {name: str(record[name]) for name in LABELS if isinstance(record.get(name), str | int)}
     task = record.get("task")
     if not isinstance(task, str) or task not in VERIFIERS:
-        # elsewhere other things are called so; the text of an option is answered by its letter, too
-        task = "choice" if options and solution in options else None
+        task = None  # elsewhere other things are called so
+    guess = next((METRICS[name] for name in columns.verdicts if name in METRICS), None)
+    if options and solution in options:
+        guess = "choice"  # the text of an option is answered by its letter, too
     return {
         "id": first_of(record, columns.names["id"]),
         "problem": question_of(first_of(record, columns.names["problem"])),
         "solution": solution,
         "task": task,
+        "guess": guess,
         "options": options,
         "labels": labels,
         "outputs": [{"text": text, **verdicts} for text in texts],

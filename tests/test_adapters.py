@@ -531,6 +531,9 @@ def check(rows, name, expected):
 
 def test_every_name_is_there():
     assert sorted(adapters.ADAPTERS) == sorted(NAMES) == sorted(published.WRITERS) == sorted(EXPECTED)
+    assert adapters.HUBS["lmms-lab/DocVQA"] == "docvqa", (
+        "of the two sets in it the one that it is named after"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -139,12 +139,20 @@ def test_missing_model(sft, tmp_path, path):
         ("{tmp}/notes.txt", ("data", ".jsonl", "notes.txt")),
         ("{tmp}/half.jsonl", ("data", "not valid JSON", "half.jsonl")),
         ("{tmp}/columns.jsonl", ("data", "no column for the solution", "label", "--columns=solution=NAME")),
+        ("{tmp}/web.jsonl", ("data", "the address https://a.b/c.png", "download the pictures first")),
+        ("{tmp}/index.jsonl", ("data", "from 0 or from 1", "--columns=solution=answer+0")),
     ],
 )
 def test_bad_source(sft, tmp_path, source, words):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "half.jsonl").write_text('{"problem": "How many?", "solution": "3"}\n{"problem": "How')
     (tmp_path / "columns.jsonl").write_text('{"problem": "How many?", "label": "3"}\n')
+    (tmp_path / "web.jsonl").write_text(
+        '{"problem": "How many?", "solution": "3", "image": "https://a.b/c.png"}\n'
+    )
+    (tmp_path / "index.jsonl").write_text(
+        '{"problem": "Which?", "answer": 1, "options": ["red", "blue", "green"]}\n'
+    )
     refuses([*sft, f"--data_source={source.format(tmp=tmp_path)}"], tmp_path / "log", *words)
 
 
@@ -314,7 +322,8 @@ def test_nothing_is_compiled_and_no_stale_lock_is_waited_for(sft, tmp_path):
     folder = tmp_path / "extensions" / "deepspeed_shm_comm"
     folder.mkdir(parents=True)
     (folder / "lock").touch()
-    run(sft, tmp_path / "log", ranks=2, env={"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")})
+    text = run(sft, tmp_path / "log", ranks=2, env={"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")})
+    assert text.count(": drawn scenes; the first: 'How many items") == 1  # one process says it for both
     assert [p.name for p in (tmp_path / "extensions").rglob("*") if p.is_file()] == ["lock"]
 
 

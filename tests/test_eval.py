@@ -22,7 +22,7 @@ from helpers import ROOT, Script, refuses, run
 import data
 import report
 import results
-from tasks import benchmarks
+from tasks import benchmarks, intervals
 
 # -----------------------------------------------------------------------------
 # statistics
@@ -61,7 +61,7 @@ def test_mcnemar():
 
 
 def test_examples_of_the_docstrings():
-    assert doctest.testmod(results) == (0, 2)
+    assert doctest.testmod(intervals) == (0, 2)
 
 
 def test_paired_interval():

@@ -91,6 +91,8 @@ def test_vqa_brings_answers_to_one_form():
         "black/white": "black white",
         "black / white": "black white",
         "p.m.": "pm",
+        "x-y z- w": "xy z w",  # of the script: a mark beside a blank is left out everywhere
+        "1,000-2,000": "10002000",  # and all are where a comma parts digits
         "a": "",
         "youdve": "youdve",  # two apostrophes are missing
         "you'dve": "you'd've",
@@ -354,11 +356,16 @@ def test_another_set_under_a_benchmark_s_name_is_refused(monkeypatch, tmp_path):
     published.save(published.picture(0), tmp_path / "x.png")
     rows = [{"question": "?", "ground_truth": letter, "image_path": "x.png"} for letter in "ABCDAB"]
     published.write_json(tmp_path / "test200.jsonl", rows)
-    with pytest.raises(SystemExit, match="superclevr200 asks for whole numbers.*'A"):
+    with pytest.raises(SystemExit, match="is not of superclevr200.*'A'"):
         script.load_sources({"superclevr200": f"superclevr200@{tmp_path}/test200.jsonl"}, print)
     # a small copy is what it is
     some = script.load_sources({"ai2d": f"ai2d@{ai2d}"}, print)["ai2d"]
-    assert (some.total, some.of) == (4, 3088)
+    assert (len(some.indices), some.of) == (4, 3088)
+    mixed = script.chosen_rows(data.load_rows(f"ai2d@{ai2d}:1,scenes:clevr?rows=9:1", "test"))
+    assert len(mixed) == 13
+    monkeypatch.setattr(script, "limit", 3)
+    mixed = script.chosen_rows(data.load_rows(f"ai2d@{ai2d}:1,scenes:clevr?rows=9:1", "test"))
+    assert mixed == [0, 1, 2, 4, 5, 6], "the first so many of each source"
 
 
 def test_what_the_chat_template_opens_is_part_of_the_output(monkeypatch):
@@ -379,7 +386,7 @@ def test_what_the_chat_template_opens_is_part_of_the_output(monkeypatch):
 
     monkeypatch.setattr(script, "sampling", Sampling, raising=False)
     monkeypatch.setattr(script, "backend", "hf")
-    source = script.Source("x", [], 1, 1, 8, None)
+    source = script.Source("x", [], [0], 1, 8, None)
     row = {"id": "r", "problem": "?", "solution": "3", "task": "count"}
     prompts = {0: {"row": row, "opened": "<think>\n"}}
     (found,) = script.generate(None, source, prompts, Tokenizer, {})

@@ -51,7 +51,7 @@ regrade = partial(results.regrade, say=lambda line: None)
 
 # fmt: off
 OLD_LMMS = rows(lambda i, output, reference, right: {
-    "doc_id": i, "doc": {"question": QUESTION, "answer": "not this one"}, "target": reference,
+    "doc_id": i, "doc": {"question": QUESTION, "target": "not this one"}, "target": reference,
     "arguments": [[QUESTION, {}]], "resps": [[output]], "filtered_resps": [output],
     "exact_match": float(right)})
 NEW_LMMS = rows(lambda i, output, reference, right: {
@@ -78,7 +78,7 @@ VERL = rows(lambda i, output, reference, right: {
     "score": 2.0 * right - 1, "step": 1})
 EASY = rows(lambda i, output, reference, right: {
     "prompt": QUESTION, "output": output, "ground_truth": reference,
-    "score": {"overall": 0.1 + 0.9 * right, "format": 1.0, "accuracy": float(right)}})
+    "score": {"overall": 0.6 + 0.4 * right, "format": 1.0, "accuracy": float(right)}})
 EASY_LOG = "".join(
     f"[prompt] {QUESTION}\nin two lines\n[output] {output}\n[ground_truth] {reference}\n[score] {right}\n\n"
     for output, reference, right in zip(TEXTS, REFERENCES, RIGHT, strict=True))
@@ -103,7 +103,8 @@ WORKED = rows(lambda i, output, reference, right: {
     "answer": reference, "response": output, "hit": str(bool(right))})
 CHAT = rows(lambda i, output, reference, right: {
     "prompt": [user("Hello"), {"role": "assistant", "content": "Hi"}, user(QUESTION)],
-    "completion": [{"role": "assistant", "content": output}], "solution": reference, "accuracy": right})
+    "completion": [{"role": "assistant", "content": "I look."}, {"role": "assistant", "content": output}],
+    "solution": reference, "accuracy": right})
 CHOICES = [
     {"index": i, "question": QUESTION, "A": 5, "B": 1, "C": "2", "D": "", "answer": "ABCA"[i],
      "prediction": f"<answer> {letter} </answer>", "hit": RIGHT[i], "category": "count"}
@@ -134,6 +135,11 @@ FILES = {
     "lines_in.json":             lines(PERCENT),
     "whole_in.jsonl":            json.dumps({"results": PERCENT}),
     "bom.json":                  "\ufeff" + json.dumps(PERCENT),
+    "named.json":                json.dumps({f"sample {i}": record for i, record in enumerate(PERCENT)}),
+    "pandas.json":               json.dumps({name: {str(i): record[name] for i, record in enumerate(PERCENT)}
+                                     for name in PERCENT[0]}),
+    "columns.json":              json.dumps({name: [record[name] for record in PERCENT]
+                                     for name in PERCENT[0]}),
     "vlmevalkit.tsv":            table(CHOICES, "\t"),
     "vlmevalkit.csv":            table(CHOICES, ","),
     "vlmevalkit.json":           json.dumps(CHOICES),
@@ -194,6 +200,14 @@ def test_the_question_of_a_prompt_in_parts(tmp_path):
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     (tmp_path / "a.jsonl").write_text(lines([{**record, "prompt": [user(parts)]} for record in CHAT]))
     check(tmp_path / "a.jsonl")
+
+
+def test_the_name_of_a_metric_tells_the_task_unless_the_user_does(tmp_path):
+    # 11 is within 5 % of 10.5: right for ChartQA's relaxed accuracy
+    record = {"doc_id": 0, "target": "10.5", "resps": [["<answer>11</answer>"]], "relaxed_overall": 1.0}
+    (tmp_path / "a.jsonl").write_text(lines([record]))
+    for task, accuracy in (("auto", 1), ("math", 0)):
+        assert regrade(tmp_path / "a.jsonl", tmp_path, task, None)["accuracy"] == accuracy
 
 
 def test_several_outputs_of_one_row(tmp_path):
@@ -365,6 +379,10 @@ def test_a_file_of_evidently_another_set_is_refused(tmp_path, bench, reference, 
                 regrade(path, tmp_path, "auto", None, bench=bench)
         else:
             regrade(path, tmp_path, "auto", None, bench=bench)
+    if is_refused:  # one that fits is enough
+        other = {"superclevr200": "3", "refcoco_val": "[1, 2, 30, 40]", "mmmu": "B"}[bench]
+        path.write_text(json.dumps([record] * 5 + [record | {"ground_truth": other}]))
+        regrade(path, tmp_path, "auto", None, bench=bench)
     path.write_text(json.dumps({"name": "geoqa_test", "results": [record]}))
     with pytest.raises(SystemExit, match="its results are of geoqa_test"):
         regrade(path, tmp_path, "auto", None, bench=bench)

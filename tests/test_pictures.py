@@ -94,6 +94,10 @@ def test_jpeg_and_webp_in_base64():
         text = base64.b64encode(encoded(SQUARE, kind)).decode()
         assert text.startswith(start) and only(text).size == (6, 4)
     assert pictures.file_in_text("images/" * 20 + "001") is None
+    noise = encoded(Image.effect_noise((32, 32), 90))
+    plain, for_urls = base64.b64encode(noise).decode(), base64.urlsafe_b64encode(noise).decode()
+    assert "+" in plain and "/" in plain and "-" in for_urls and "_" in for_urls
+    assert pictures.file_in_text(plain) == pictures.file_in_text(for_urls) == noise
 
 
 def test_several_pictures_in_one_text(tmp_path):

@@ -3,7 +3,12 @@
 Run: python -m pytest -q tests/test_report.py. The intervals are published or worked out by hand.
 """
 
+import base64
+import html
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import data
 import report
+import results
 
 ROOT = Path(__file__).resolve().parents[1]
 # texts that try to get out of the page's data
@@ -155,3 +162,123 @@ def test_panels_leave_out_what_is_off_or_missing(tmp_path):
     titles = [title for title, *_ in report.panels([metrics(1), metrics(2)])]
     assert "KL to the reference" not in titles and "Entropy" not in titles and "Loss" not in titles  # kl is 0
     assert {"Rewards", "Completion length", "Seconds per step", "Gradient norm"} <= set(titles)
+
+
+# -----------------------------------------------------------------------------
+# whole pictures
+# -----------------------------------------------------------------------------
+
+
+def documents(folder, n):
+    """A data set of n pictures in files, each a page of 1,700 x 2,200 pixels with stripes."""
+    page = Image.linear_gradient("L").resize((1700, 2200))
+    page = page.point(lambda grey: 255 * (grey % 16 > 8))
+    lines = []
+    for i in range(n):
+        page.save(folder / f"page {i}.png")
+        lines.append(json.dumps({"image": f"page {i}.png", "problem": f"q{i}", "solution": "3"}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return data.load_rows(str(folder / "rows.jsonl"))
+
+
+def evaluation(rows, verdicts=(1.0, 0.0), **more):
+    entries = []
+    for i in range(len(rows)):
+        output = {"text": NASTY[0], "answer": "3", "accuracy": verdicts[i % 2], "lenient": verdicts[i % 2]}
+        entry = {"index": i, "id": f"doc/{i}", "problem": NASTY[1], "solution": "3", "task": "anls"}
+        entries.append(entry | {"outputs": [output | more]})
+    return entries
+
+
+def eval_data(path):
+    return json.loads(path.read_text().split('id="data">', 1)[1].split("</script", 1)[0])
+
+
+def size_of(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture.split(",", 1)[1]))).size
+
+
+def test_pictures_are_whole_while_there_is_room_and_small_with_a_link_after_that(tmp_path, monkeypatch):
+    rows = documents(tmp_path, 4)
+    entries = evaluation(rows)
+    records = {"": {"docs": results.summary(entries) | {"results": entries}}}
+    page = tmp_path / "eval.html"
+    report.eval_page(page, "n", "f", records, {"docs": rows}, 10)
+    found = eval_data(page)["rows"]
+    assert [size_of(row["images"][0]) for row in found] == [(1236, 1600)] * 4  # 1,600 high, in proportion
+    assert found[0]["notes"] == ["1700 x 2200 pixels"] and "files" not in found[0]
+    whole = len(found[0]["images"][0])
+
+    monkeypatch.setattr(report, "PICTURE_BYTES", 2 * whole + 10)
+    report.eval_page(page, "n", "f", records, {"docs": rows}, 10)
+    found = eval_data(page)["rows"]
+    assert [max(size_of(row["images"][0])) for row in found] == [1600, 1600, 240, 240]
+    assert found[2]["files"] == [(tmp_path / "page 2.png").as_uri()]  # a blank is %20 there
+    assert page.stat().st_size < 3 * whole + 60_000
+
+
+def test_pictures_that_are_gone_cost_no_page(tmp_path):
+    rows = documents(tmp_path, 2)
+    (tmp_path / "page 0.png").unlink()
+    entries = evaluation(rows)
+    records = {"": {"docs": results.summary(entries) | {"results": entries}}}
+    report.eval_page(tmp_path / "eval.html", "n", "f", records, {"docs": rows}, 10)
+    assert [len(row["images"]) for row in eval_data(tmp_path / "eval.html")["rows"]] == [0, 1]
+
+
+# what a browser says after a click on a picture and keys: is the viewer open, how much is zoomed, errors
+WATCH = "<script>const errors = []; onerror = message => { errors.push(message); };</script>"
+PRESS = """<script>
+const says = [];
+const press = key => $("viewer").dispatchEvent(new KeyboardEvent("keydown", {key}));
+document.querySelector(".picture").click();
+setTimeout(() => {
+  says.push($("viewer").open, $("about").textContent);
+  press("1");
+  says.push($("zoom").textContent);
+  press("-");
+  says.push($("zoom").textContent);
+  $("shut").click();
+  says.push($("viewer").open, errors.length);
+  document.body.dataset.says = JSON.stringify(says);
+}, 1000);
+</script>"""
+
+
+def in_browser(page):
+    """(the page's text after all scripts, what PRESS has seen) in a headless browser."""
+    text = page.read_text()
+    watched = page.with_name("watched.html")
+    watched.write_text(text.replace("<h1", WATCH + "<h1", 1).replace("</html>", PRESS + "</html>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    command += ["--dump-dom", watched.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    says = re.search(r'data-says="([^"]*)"', found)[1]
+    return found, json.loads(html.unescape(says))
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
+def test_the_viewer_in_a_browser(tmp_path):
+    rows = documents(tmp_path, 2)
+    entries = evaluation(rows, verdicts=(0.93, 0.0), **{"my_metrics:f1": 0.25})
+    found = results.summary(entries, of=5349, metric="my_metrics:f1")
+    report.eval_page(
+        tmp_path / "eval.html", "n", "f", {"": {"docs": found | {"results": entries}}}, {"docs": rows}, 9
+    )
+    dom, says = in_browser(tmp_path / "eval.html")
+    about = f"{NASTY[1]}\nreference 3  ·  1700 x 2200 pixels"
+    assert says == [True, about, "100 %", "80 %", False, 0]
+    # the incomplete set, a verdict between right and wrong, and the user's own metric
+    cells = ["2 of 5349"]
+    cells += ['<td class="yes" data-name="tag">0.93</td>', '<td class="" data-name="f1">0.25</td>']
+    for cell in cells:
+        assert cell in dom, cell
+
+    write(tmp_path, "metrics.jsonl", [metrics(1), metrics(2)])
+    picture = data.thumbnail(rows[0]["images"][0])
+    # chromium writes out no DOM with half a surrogate pair
+    write(tmp_path, "rollouts.jsonl", [group(1, [picture], NASTY[:2])])
+    report.main(tmp_path)
+    dom, says = in_browser(tmp_path / "rollouts.html")
+    assert says == [True, f"{NASTY[0]}\nanswer {NASTY[1]}", "100 %", "80 %", False, 0]
+    assert "<b>bold</b>" not in dom

@@ -8,6 +8,7 @@ Run: python -m pytest -q tests/test_row_rewards.py
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,7 @@ def every(completions, log_metric, log_extra, **kwargs):
     return [len(completions)] * len(set(map(len, kwargs.values())) | {len(completions)}) * 2
 def only_first(completions, **kwargs): return [1.0] + [None] * (len(completions) - 1)
 def nowhere(completions, **kwargs): return [None] * len(completions)
+def paths(completions, images, **kwargs): return [len(one[0]) for one in images]
 async def awaited(completions, **kwargs): await asyncio.sleep(0.01); return [0.25] * len(completions)
 def array(completions, **kwargs):
     import numpy
@@ -228,6 +230,13 @@ def test_our_fields_come_first_unless_they_are_empty():
         7,
     )
     assert seen["columns"]["solution"] == "<answer> 3 </answer>"
+
+
+@pytest.mark.parametrize("workers", [-1, 1])
+def test_a_column_of_paths_does_not_hide_the_pictures(row, workers):
+    row["columns"]["images"] = ["a.png"]
+    assert values_of("width", row, workers) == [30.0, 30.0]
+    assert values_of("paths", row, workers) == [5.0, 5.0]  # lists have the column as it is
 
 
 # -----------------------------------------------------------------------------
@@ -447,7 +456,11 @@ def test_a_metric_that_is_not_there_is_refused_at_the_start(name, did):
 
 @pytest.mark.slow
 def test_a_run_with_a_mixture_a_picture_and_a_list(tiny_folder, tmp_path):
-    """Two processes; some rows ask for the format alone, one source is small enough to miss a rank."""
+    """Two processes; some rows ask for a part of their own; the template opens <think>."""
+    model = tmp_path / "opens"
+    shutil.copytree(tiny_folder(), model)
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<think>{% endif %}")
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     lines = []
     for i in range(8):
@@ -458,13 +471,13 @@ def test_a_run_with_a_mixture_a_picture_and_a_list(tiny_folder, tmp_path):
             "task": "count",
             "level": "hard",
         }
-        lines.append(json.dumps(line | ({"reward_func": "repetition"} if i % 2 else {})) + "\n")
+        lines.append(json.dumps(line | ({"reward_func": "repetition"} if i % 3 == 0 else {})) + "\n")
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     mixture = f"{tmp_path}/rows.jsonl:0.5,scenes:clevr?rows=8&seed=3&layout=grid&objects=1-2:0.5"
     own = "'seen:width': 0.1, 'seen:pictures': 0.1, 'seen:only_first': 1.0"
     command = [
         *GRPO,
-        f"--model={tiny_folder()}",
+        f"--model={model}",
         f"--data_source={mixture}",
         f"--eval_source={mixture}",
         "--eval_rows=6",
@@ -486,16 +499,29 @@ def test_a_run_with_a_mixture_a_picture_and_a_list(tiny_folder, tmp_path):
         assert {key.split("/", 1)[1] for key in line if key.startswith("eval_accuracy/")} == sources
         assert [line[f"eval_n/{source}"] for source in sorted(sources)] == [3, 3] and line["eval_n"] == 6
         assert line["eval_metric"] == 0.75  # of six rows three have a level, and it is "hard"
-    asked = [c for group in records(tmp_path / "out", "rollouts.jsonl") for c in group["completions"]]
+    groups = records(tmp_path / "out", "rollouts.jsonl")
+    done = [c for group in groups for c in group["completions"]]
+    known = set()
     for step, line in enumerate((one, two), 1):
-        parts = [c["parts"] for c in asked][(step - 1) * 16 : step * 16]
+        parts = [c["parts"] for c in done][(step - 1) * 16 : step * 16]
         for name in ("accuracy", "repetition", "seen:width", "seen:pictures", "seen:only_first"):
             values = [of_one[name] for of_one in parts if name in of_one]
             assert line.get(f"reward_{name}") == (
                 pytest.approx(sum(values) / len(values)) if values else None
             )
-    width = {c["parts"]["seen:width"] for c in asked if "seen:width" in c["parts"]}
-    assert 56.0 in width and all(c["parts"].get("seen:only_first", 1.0) == 1.0 for c in asked)
+        means = {}  # of the completions to the rows of each source, unless these ask for other parts
+        for group in groups:
+            source = next(name for name in sources if ("rows.jsonl" in group["id"]) == (name == "rows.jsonl"))
+            right = [c["parts"]["accuracy"] for c in group["completions"] if "accuracy" in c["parts"]]
+            if group["step"] == step and right:
+                means.setdefault(source, []).extend(right)
+        known |= means.keys()  # as long as it is one, there is nothing to tell apart
+        logged = {key.partition("/")[2]: line[key] for key in line if key.startswith("accuracy/")}
+        assert logged == ({name: sum(v) / len(v) for name, v in means.items()} if len(known) > 1 else {})
+    assert len(known) == 2
+    width = {c["parts"]["seen:width"] for c in done if "seen:width" in c["parts"]}
+    assert 56.0 in width and all(c["parts"].get("seen:only_first", 1.0) == 1.0 for c in done)
+    assert all(c["text"].startswith("<think>") for c in done)
 
 
 def test_refused_metric_ends_the_run_before_anything_is_loaded(tmp_path):
