@@ -30,14 +30,15 @@ Rows come from a source, named by a knob:
 A row that is of no use (broken image, no answer, unknown task, prompt too long) raises BadRow; Stream skips
 and counts it. All of a row is checked here, so that nothing behind (scorer, logs) meets what it cannot take.
 A prompt is never cut: cutting image tokens breaks the model, cutting text changes the question.
+
+    python data.py my.jsonl     what the file is taken for, and which of its rows cannot be used
 """
 
-import bisect
+import argparse
 import contextlib
 import itertools
 import json
 import os
-import random
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ from tasks.answers import (
 from tasks.drawn import SceneRecords, scene_records
 from tasks.files import read_adapter, read_copy, read_hub, split_names
 from tasks.grading import VERIFIERS, scale_box
+from tasks.mixtures import Mixture, mixture_parts, seeded_order
 from tasks.pictures import (
     MAX_IMAGES,
     PICTURE_NAME,
@@ -568,100 +570,6 @@ def without_leading_marks(problem: str) -> str:
     return problem if IMAGE_MARK in rest else rest
 
 
-def seeded_order(items, seed: str, shuffle: bool) -> list:
-    """The items in an order that the seed alone decides; as they are if not `shuffle`."""
-    order = list(items)
-    if shuffle:
-        random.Random(seed).shuffle(order)
-    return order
-
-
-class Mixture:
-    """Several sources by weight: Stream draws each in its share, and each runs through epochs of its own.
-
-    Draw number d of all ranks together belongs to a source by a schedule: blocks in which each source has
-    exactly its share, in seeded order. So after any number of draws the shares hold to within one block, and
-    d alone says which row comes: the cursor is still all there is to save.
-
-    As a sequence a mixture is its sources one after the other. Its length, by which Stream counts epochs, is
-    the number of their rows together, though a small source with a large weight comes round more often.
-    """
-
-    def __init__(self, name: str, sources: list[Rows], weights: list[float]):
-        self.name = name
-        self.sources = sources
-        # where each source starts in the sequence, and where the last one ends
-        self.starts = list(itertools.accumulate(map(len, sources), initial=0))
-        shares = [weight / sum(weights) for weight in weights]
-        size = block_size(shares)
-        self.counts = [max(1, round(share * size)) for share in shares]  # draws of each source in a block
-        # The orders in use, each a dict of one entry: what it depends on -> the order.
-        self.block_slots = {}
-        self.epoch_orders = [{} for _ in sources]
-
-    def __len__(self):
-        return self.starts[-1]
-
-    def __getitem__(self, i: int) -> dict:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        source = bisect.bisect_right(self.starts, i) - 1
-        return self.sources[source][i - self.starts[source]]
-
-    def row_of_draw(self, draw: int, seed: int, shuffle: bool) -> int:
-        """Index of the row that draw number `draw` takes."""
-        block, place = divmod(draw, sum(self.counts))
-        slots = self.slots_of_block(block, seed, shuffle)
-        source = slots[place]
-        draws_before = block * self.counts[source] + slots[:place].count(source)  # of this source
-        epoch, position = divmod(draws_before, len(self.sources[source]))
-        order = self.order_of_epoch(source, epoch, seed, shuffle)
-        return self.starts[source] + order[position]
-
-    def slots_of_block(self, block: int, seed: int, shuffle: bool) -> list[int]:
-        """The source of each draw of a block."""
-        key = (block, seed, shuffle)
-        slots = self.block_slots.get(key)
-        if slots is None:
-            slots = [source for source, count in enumerate(self.counts) for _ in range(count)]
-            slots = seeded_order(slots, f"{seed}-block-{block}", shuffle)
-            self.block_slots = {key: slots}
-        return slots
-
-    def order_of_epoch(self, source: int, epoch: int, seed: int, shuffle: bool) -> list[int]:
-        """The rows of a source in the order in which one of its epochs takes them."""
-        key = (epoch, seed, shuffle)
-        order = self.epoch_orders[source].get(key)
-        if order is None:
-            order = seeded_order(range(len(self.sources[source])), f"{seed}-{source}-{epoch}", shuffle)
-            self.epoch_orders[source] = {key: order}
-        return order
-
-
-def block_size(shares: list[float]) -> int:
-    """Length of the shortest block in which every share is a whole number of draws, 1,000 at most."""
-    for size in range(1, 1000):
-        draws = [share * size for share in shares]
-        if all(abs(number - round(number)) < 1e-9 for number in draws):
-            return size
-    return 1000
-
-
-def mixture_parts(spec: str) -> list[tuple[str, float]]:
-    """[("clevr", 0.5), ("geoqa", 0.5)] of "clevr:0.5,geoqa:0.5"; [] of a single source.
-
-    A part ends in a colon and a number: other colons and commas belong to paths (C:\\rows.jsonl, a,b.jsonl)
-    or to scenes:clevr?rows=9. Raises SystemExit if a weight is 0.
-    """
-    if not re.fullmatch(r".+:\d*\.?\d+", spec):
-        return []
-    found = re.findall(r"(.+?):(\d*\.?\d+)(?:,|$)", spec)
-    parts = [(name.strip(), float(weight)) for name, weight in found]
-    if any(weight <= 0 for _, weight in parts):
-        raise SystemExit(f"data: '{spec}' gives a source no weight; leave that source out")
-    return parts
-
-
 def load_rows(
     spec: str,
     split: str = "train",
@@ -1124,3 +1032,16 @@ def tiny_corpus() -> list[str]:
             lines += [target_text(row), "system\nYou are a helpful assistant.\nuser\nassistant\n"]
     lines += [f" {number} {number}" for number in range(21)]
     return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="what a source is taken for, and which rows cannot be used")
+    parser.add_argument("source", help="a file, a folder, a hub id, the name of a published set")
+    parser.add_argument("--split", default="train")
+    for knob in ("columns", "image_root"):
+        parser.add_argument(f"--{knob}", default="", help="as in training")
+    parser.add_argument("--task", default="auto", help="as in training")
+    asked = parser.parse_args()
+    rows = load_rows(asked.source, asked.split, asked.columns, asked.image_root, asked.task, print)
+    usable, _ = take_all(rows, lambda row: None, 0, 1, 0, len(rows))
+    print(f"data: {len(usable):,} of {len(rows):,} rows can be used")

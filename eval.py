@@ -15,7 +15,7 @@ by reading.
 
 Two modes need no model and start at once:
 
-    # outputs of R1-V, OpenV-R1 or ours, graded again
+    # outputs of ours or of other evaluators (docs/benchmarks.md), graded again
     python eval.py --regrade=out/old.json
     # which rows flipped, and is it more than chance?
     python eval.py --compare=a/superclevr200.json,b/superclevr200.json

@@ -14,7 +14,8 @@ def load(config: dict, encode, rank: int, world: int, say) -> list[dict]:
     spec, most = config["eval_source"], config["eval_rows"]
     if not (spec and config["eval_interval"]):
         return []
-    rows = data.load_rows(spec, config["eval_split"], config["columns"], config["image_root"], config["task"])
+    names = ("eval_split", "columns", "image_root", "task")
+    rows = data.load_rows(spec, *[config[name] for name in names], say)
     if isinstance(rows, data.Mixture):
         rows = Subset(rows, first_of_each(rows, most))
     numbered, _ = data.take_all(rows, encode, rank, world, 0, min(most, len(rows)), say)

@@ -73,7 +73,7 @@ data_source = "leonardPKU/clevr_cogen_a_train"  # see data.py: scenes:..., file,
 data_split = "train"
 columns = ""              # 'solution=label,problem=text' if the columns have other names
 image_root = ""           # folder that relative image paths start from; default: the file's own
-task = "auto"             # of rows that do not name one: 'count', 'choice', 'math', 'text' or 'auto'
+task = "auto"             # of rows without one: 'count', 'choice', 'math', 'grounding', 'text', 'relaxed' ...
 template = "auto"         # 'auto': the row's own, else 'think' (R1-V's); or 'direct' (answer only), 'box' ...
 box_frame = "auto"        # of coordinates: 'auto' (the policy's own), 'resized', 'thousand', 'original'
 max_prompt_length = 1024  # tokens, visual ones included; longer rows are skipped, never cut
@@ -249,7 +249,7 @@ def main():
             row, processor, template, max_prompt_length, min_pixels, max_pixels, box_frame
         )
 
-    rows = data.load_rows(data_source, data_split, columns, image_root, task)
+    rows = data.load_rows(data_source, data_split, columns, image_root, task, say)
     stream = data.Stream(rows, encode, seed, rank, world, say=say)
     eval_prompts = heldout.load(config, encode, rank, world, say)  # of this process
     say(

@@ -5,6 +5,7 @@ python -m pytest tests/test_answers.py
 
 import json
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -327,6 +328,20 @@ def test_one_line_says_what_a_source_was_taken_for(tmp_path):
     data.load_rows(f"scenes:clevr?rows=4:1,{tmp_path}/index.jsonl:1", say=lines.append)
     assert len(lines) == 2 and "drawn scenes; the first: 'How many items are there" in lines[0]
     assert data.load_rows("scenes:clevr?rows=4")[0]["columns"]["solution"].isdigit()
+
+
+def test_the_command_that_looks_at_a_file(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.jsonl"
+    records = [{"q": "How many?", "n": n} for n in (3, 4, None)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr("sys.argv", ["data.py", str(path), "--columns=solution=n"])
+    runpy.run_path(data.__file__, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(
+        "columns q, n, 0 of the first 3 rows have pictures; the first: 'How many?' -> '3'"
+    )
+    assert "skipped (number 1): row" in lines[1] and "has no answer" in lines[1]
+    assert lines[2] == "data: 2 of 3 rows can be used"
 
 
 # -----------------------------------------------------------------------------
