@@ -73,11 +73,11 @@ from tasks.pictures import (
     PICTURE_NAME,
     file_in_text,
     find_file,
+    is_address,
+    not_fetched,
     open_picture,
     picture_kind,
     picture_list,
-    refuse_address,
-    unwrapped,
 )
 from tasks.pictures import thumbnail as thumbnail
 
@@ -357,16 +357,15 @@ class Rows:
 
     def refuse_addresses(self) -> None:
         """SystemExit if the pictures of all of the first rows are addresses, which are not fetched."""
-        problem = None
+        addresses = []
         for _, fields in self.first:
-            try:
-                for source in picture_list(fields["images"], self.find_image):
-                    refuse_address(unwrapped(source))
-                    return  # this one is none
-            except ValueError as error:
-                problem = problem or error
-        if problem and "address" in str(problem):
-            raise SystemExit(f"data: '{self.name}': {problem}") from problem
+            with contextlib.suppress(ValueError):  # a list with a gap: named when its turn comes
+                sources = picture_list(fields["images"], self.find_image)
+                if not all(map(is_address, sources)):
+                    return
+                addresses += sources
+        if addresses:
+            raise SystemExit(f"data: '{self.name}': {not_fetched(addresses[0])}")
 
     def image_source(self, record: dict):
         """What a record has for images: in the first of the image columns that holds anything; else None."""

@@ -4,6 +4,7 @@ from torch.utils.data import Subset
 
 import common
 import data
+import rewards
 
 
 def load(config: dict, encode, rank: int, world: int, say) -> list[dict]:
@@ -39,21 +40,20 @@ def first_of_each(mixture: data.Mixture, most: int) -> list[int]:
 def evaluate(prompts: list[dict], sample, decode, scorer, metric: str, when: str, say) -> dict:
     """Greedy accuracy, format rate and length on these prompts, for the log; says them. ALL RANKS.
 
-    sample and decode as in the trainers; `metric`: one more reward part or function, by name, or "". With
-    several sources or tasks also the accuracy of each: {"eval_accuracy/geoqa": 0.5, "eval_n/geoqa": 20}.
+    sample and decode as in the trainers; `metric`: one more task, reward part or function, by name, or "".
+    With several sources or tasks also the accuracy of each: {"eval_accuracy/geoqa": 0.5, "eval_n/geoqa": 20}.
     """
     groups = sample(prompts, 1, [0] * len(prompts), 0.0) if prompts else []
     completions = [group[0] for group in groups]
     texts = [[decode(prompt, one)] for prompt, one in zip(prompts, completions, strict=True)]
     rows = [prompt["row"] | {"reward_func": None} for prompt in prompts]  # all judged alike
-    names = ("accuracy", "format", metric) if metric else ("accuracy", "format")
-    parts = [scored[0] for scored in scorer.score(texts, rows, names)]
+    parts = [scored[0] for scored in scorer.score(texts, rows)]
 
     tally = common.Tally()
     for one, completion in zip(parts, completions, strict=True):
         tally.add(accuracy=one["accuracy"], format=one["format"], length=len(completion.ids))
-        if metric in one:  # a function may leave out rows to which it does not apply
-            tally.add(metric=one[metric])
+    if metric:
+        tally.add(metric=measure(texts, rows, metric, scorer))
     found = tally.means()
     n = sum(common.all_gather(len(prompts)))
     record = {"eval_n": n} | {f"eval_{name}": mean for name, mean in found.items()}
@@ -68,3 +68,13 @@ def evaluate(prompts: list[dict], sample, decode, scorer, metric: str, when: str
         line += f" {metric} {found['metric']:.4g}"
     say(f"{line} ({n} rows)")
     return record
+
+
+def measure(texts: list[list[str]], rows: list[dict], metric: str, scorer) -> list[float]:
+    """What the metric gives for each text; without those to which the user's function does not apply."""
+    name = metric
+    if metric in rewards.VERIFIERS:  # a task: the answers are judged by its rule
+        name = "accuracy"
+        rows = [row | {"task": metric} for row in rows]
+    scored = [parts[0] for parts in scorer.score(texts, rows, (name,))]
+    return [parts[name] for parts in scored if name in parts]

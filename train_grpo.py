@@ -82,7 +82,7 @@ max_pixels = 401408       # 512 visual tokens
 eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
 eval_split = "test"
 eval_rows = 200           # the first so many of them
-eval_metric = ""          # beside accuracy: a part of rewards.py, or your own "module:function"
+eval_metric = ""          # beside accuracy: a task such as 'anls', or your own 'module:function'
 # rollout
 rollout = "vllm"          # 'vllm'; or 'hf', the transformers model itself: for small models on CPUs
 prompts_per_step = 16     # over all processes; each gives one group

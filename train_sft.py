@@ -69,7 +69,7 @@ max_pixels = 401408       # 512 visual tokens
 eval_source = ""          # held-out rows, same forms as data_source; '' = no evaluation
 eval_split = "test"
 eval_rows = 200           # the first so many of them
-eval_metric = ""          # beside accuracy: a part of rewards.py, or your own "module:function"
+eval_metric = ""          # beside accuracy: a task such as 'anls', or your own 'module:function'
 # optimization
 steps = 295               # 1 epoch of 37.8k rows at 128 rows a step
 batch_size = 128          # rows a step, over all processes

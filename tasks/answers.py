@@ -283,6 +283,11 @@ def as_letter(solution: str, options: list[str], labels: list[str], base: int | 
 
     Raises ValueError for a letter or an index that no option has.
     """
+    letter = option_letter(solution)
+    if solution in labels:
+        return LETTERS[labels.index(solution)]
+    if letter and solution in options:  # a text that looks like a letter: "Y" of ["X", "Y"]
+        return LETTERS[options.index(solution)]
     names = [label.strip().casefold() for label in labels]
     if solution.casefold() in names:
         return LETTERS[names.index(solution.casefold())]
@@ -291,11 +296,8 @@ def as_letter(solution: str, options: list[str], labels: list[str], base: int | 
         if not 0 <= number - base < len(options):
             raise ValueError(f"the answer {number} is the index of none of {len(options)} options")
         return LETTERS[number - base]
-    letter = option_letter(solution)
     if letter and LETTERS.index(letter) >= len(options):
-        if solution not in options:
-            raise ValueError(f"the answer {solution[:40]} is the letter of none of {len(options)} options")
-        return LETTERS[options.index(solution)]  # ["X", "Y"]: the text of an option
+        raise ValueError(f"the answer {solution[:40]} is the letter of none of {len(options)} options")
     return solution
 
 

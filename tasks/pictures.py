@@ -80,8 +80,9 @@ def open_picture(source, find: Callable, root: Path) -> Image.Image:
     that says what is wrong.
     """
     source = unwrapped(source)
+    if is_address(source):
+        raise ValueError(not_fetched(source))
     if isinstance(source, str):
-        refuse_address(source)
         content = file_in_text(source)
         source = source if content is None else content
     if isinstance(source, Image.Image):
@@ -131,13 +132,17 @@ def is_pixels(value) -> bool:
     return isinstance(value, list) and len(value) in (3, 4) and all(type(x) is int for x in value)
 
 
-def refuse_address(source) -> None:
-    """ValueError, with the remedy, if a picture is an address."""
-    if isinstance(source, str) and ADDRESS.match(source):
-        raise ValueError(
-            f"the picture is the address {source[:200]}; download the pictures first "
-            "(wget -i, or img2dataset) and put their paths in the column"
-        )
+def is_address(source) -> bool:
+    source = unwrapped(source)
+    return isinstance(source, str) and ADDRESS.match(source) is not None
+
+
+def not_fetched(source) -> str:
+    """What to do about a picture that is an address."""
+    return (
+        f"the picture is the address {unwrapped(source)[:200]}; download the pictures first "
+        "(wget -i, or img2dataset) and put their paths in the column"
+    )
 
 
 def file_in_text(text: str) -> bytes | None:

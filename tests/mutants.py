@@ -314,7 +314,209 @@ MUTANTS = [
     Mutant(DATA, 'f"{self.seed}-{epoch}"', 'f"{self.seed}"', "tests/test_data.py"),
     Mutant(DATA, "place * self.world + self.rank", "place * self.world", "tests/test_data.py"),
     Mutant(REWARDS, "weights.get(name, 1.0) * part", "part", "tests/test_rewards.py"),
-    Mutant(REWARDS, "scale if is_right >= 1 else", "scale if is_right < 1 else", "tests/test_rewards.py"),
+    Mutant(REWARDS, "scale if is_right > 0.5 else", "scale if is_right < 0.5 else", "tests/test_rewards.py"),
+    # files, layouts, pictures and answers of other projects, soft metrics, result files of other evaluators
+    Mutant(
+        "tasks/files.py",
+        '{"keep_default_na": False, "na_values": [""]}',
+        '{"keep_default_na": True}',
+        "tests/test_files.py -k cells",
+    ),
+    Mutant(
+        "tasks/files.py",
+        "load_dataset(kind, size, data_files",
+        "load_dataset(kind, data_files",
+        "tests/test_files.py -k changed",
+    ),
+    Mutant("tasks/files.py", 'max(",;\\t", key=header.count)', '","', "tests/test_files.py -k text_files"),
+    Mutant(
+        "tasks/files.py", "group[suffix.lower()] =", "group[suffix] =", "tests/test_files.py -k webdataset"
+    ),
+    Mutant(
+        "tasks/files.py",
+        'groups.setdefault((path, f"{folder}/{name}"), {})',
+        'groups.setdefault(f"{folder}/{name}", {})',
+        "tests/test_files.py -k tars",
+    ),
+    Mutant("tasks/files.py", "files = metadata or files", "files = files", "tests/test_files.py -k one_list"),
+    Mutant(
+        "tasks/files.py",
+        'text.count("\\n", 0, place) + 1',
+        'text.count("\\n", 0, place)',
+        "tests/test_files.py -k damaged",
+    ),
+    Mutant(
+        "tasks/layouts.py",
+        "given[0] if given else answer or None",
+        "answer or (given[0] if given else None)",
+        "tests/test_layouts.py -k wins",
+    ),
+    Mutant(
+        "tasks/layouts.py",
+        'turn["content"] = split_reply(turn["content"])[1]',
+        "pass",
+        "tests/test_layouts.py -k before",
+    ),
+    Mutant(
+        "tasks/layouts.py",
+        'text.replace(IMAGE_MARK, "") if several else text',
+        "text",
+        "tests/test_layouts.py -k parts",
+    ),
+    Mutant(
+        "tasks/layouts.py",
+        "return IMAGE_MARK * marks + question",
+        "return problem",
+        "tests/test_layouts.py -k same_row",
+    ),
+    Mutant(
+        "tasks/layouts.py",
+        "thinking.strip(), text[closing.end() :].strip()",
+        '"", text[closing.end() :].strip()',
+        "tests/test_layouts.py -k reasoning",
+    ),
+    Mutant("tasks/layouts.py", '"assistant")[-1:]', '"assistant")', "tests/test_layouts.py -k same_row"),
+    Mutant("tasks/pictures.py", "if orientation(image) != 1:", "if False:", "tests/test_pictures.py"),
+    Mutant(
+        "tasks/pictures.py",
+        'Image.new("RGB", image.size, "white")',
+        'Image.new("RGB", image.size, "black")',
+        "tests/test_pictures.py",
+    ),
+    Mutant("tasks/pictures.py", "low, high = 0, 65535", "low, high = 0, 255", "tests/test_pictures.py"),
+    Mutant("tasks/pictures.py", '.replace("-", "+").replace("_", "/")', "", "tests/test_pictures.py"),
+    Mutant(
+        "tasks/answers.py",
+        "return 0 if has_zero else 1",
+        "return 1 if has_zero else 0",
+        "tests/test_answers.py",
+    ),
+    Mutant("tasks/answers.py", "LETTERS[number - base]", "LETTERS[number]", "tests/test_answers.py"),
+    Mutant(
+        "tasks/answers.py", "while texts and is_empty(texts[-1]):", "while False:", "tests/test_answers.py"
+    ),
+    Mutant("data.py", "derived * 2 >= len(pairs)", "derived > 0", "tests/test_answers.py"),
+    Mutant("data.py", "if marks not in (0, len(images)):", "if False:", "tests/test_answers.py"),
+    Mutant("data.py", 'f"</think> {answer}" if is_open else answer', "answer", "tests/test_answers.py"),
+    Mutant("data.py", 'opened[0] if opened else ""', '""', "tests/test_answers.py"),
+    Mutant("data.py", "            unplaced = 0\n", "", "tests/test_answers.py"),
+    Mutant("data.py", "refuse_unanswerable(row)", "pass", "tests/test_answers.py"),
+    Mutant(
+        "tasks/metrics.py",
+        "TOLERANCE * abs(wanted)",
+        "TOLERANCE * abs(given)",
+        "tests/test_metrics.py -k relaxed",
+    ),
+    Mutant(
+        "tasks/metrics.py",
+        "return number / 100 if percent else number",
+        "return number",
+        "tests/test_metrics.py -k relaxed",
+    ),
+    Mutant(
+        "tasks/metrics.py",
+        "if distance < TAU else",
+        "if distance <= TAU else",
+        "tests/test_metrics.py -k anls_is",
+    ),
+    Mutant(
+        "tasks/metrics.py",
+        "(sum(same) - is_same) / ENOUGH",
+        "sum(same) / ENOUGH",
+        "tests/test_metrics.py -k vqa_counts",
+    ),
+    Mutant(
+        "tasks/grading.py",
+        "best = max(best, float(is_right(answer, solution, row)))",
+        "best = float(is_right(answer, solution, row))",
+        "tests/test_metrics.py -k tasks_pay",
+    ),
+    Mutant(
+        "tasks/grading.py", "if is_right in TAKES_ALL:", "if False:", "tests/test_metrics.py -k tasks_pay"
+    ),
+    Mutant(
+        "rewards.py",
+        "value if is_right > 0.5 else min(0.0, value)",
+        "value if is_right >= 1 else min(0.0, value)",
+        "tests/test_metrics.py -k other_parts",
+    ),
+    Mutant(
+        "results.py",
+        'output["accuracy"] > 0.5 for output in entry["outputs"][:samples]',
+        'output["accuracy"] == 1 for output in entry["outputs"][:samples]',
+        "tests/test_metrics.py -k a_value_over",
+    ),
+    Mutant(
+        "results.py",
+        'found["of"] = of',
+        'found["of"] = len(entries)',
+        "tests/test_metrics.py -k an_incomplete",
+    ),
+    Mutant(
+        "tasks/intervals.py",
+        "statistics.stdev(values)",
+        "statistics.pstdev(values)",
+        "tests/test_metrics.py -k compare_of_values",
+    ),
+    Mutant(
+        "tasks/benchmarks.py",
+        "return best if best >= 0.5 else 0.0",
+        "return best if best > 0.5 else 0.0",
+        "tests/test_metrics.py -k docvqa_rule",
+    ),
+    Mutant(
+        "eval.py", "opened + tokenizer.decode", "tokenizer.decode", "tests/test_metrics.py -k what_the_chat"
+    ),
+    Mutant(
+        "eval.py",
+        "start + min(limit, len(source))",
+        "start + len(source)",
+        "tests/test_metrics.py -k another_set",
+    ),
+    Mutant(
+        "tasks/adapters.py",
+        "LETTERS[options.index(answer)]",
+        "LETTERS[0]",
+        "tests/test_adapters.py -k mathvista",
+    ),
+    Mutant(
+        "tasks/outputs.py",
+        'or re.match(rb"\\x80[\\x02-\\x05]", content):',
+        ":",
+        "tests/test_outputs.py -k pickle",
+    ),
+    Mutant(
+        "tasks/outputs.py", "elif set(numbers) <= {-1, 1}:", "elif False:", "tests/test_outputs.py -k verl"
+    ),
+    Mutant(
+        "tasks/outputs.py",
+        "found[name] = (0, 100)",
+        "found[name] = (0, 1)",
+        "tests/test_outputs.py -k layout",
+    ),
+    Mutant("tasks/outputs.py", "10 < high <= 100", "1 < high <= 100", "tests/test_outputs.py -k scale"),
+    Mutant(
+        "tasks/outputs.py",
+        "if not outputs or (is_output and",
+        "if not outputs and (is_output and",
+        "tests/test_outputs.py -k swapped",
+    ),
+    Mutant(
+        "tasks/outputs.py",
+        'references.insert(references.index("solution"), "answer")',
+        'references.append("answer")',
+        "tests/test_outputs.py -k worked",
+    ),
+    Mutant("tasks/outputs.py", "record = row | own", "record = own | row", "tests/test_outputs.py -k lmms"),
+    Mutant(
+        "tasks/outputs.py",
+        'delimiter = max("\\t,;", key=header.count)',
+        'delimiter = ","',
+        "tests/test_outputs.py -k vlmevalkit",
+    ),
+    Mutant("results.py", "of = BENCHMARKS[bench].rows", "of = 0", "tests/test_outputs.py -k incomplete"),
+    Mutant("report.py", "PICTURE_SIDE = 1600", "PICTURE_SIDE = 240", "tests/test_report.py -k whole"),
+    Mutant("report.py", "room -= sum(map(len, whole))", "room -= 0", "tests/test_report.py -k room"),
 ]
 
 

@@ -215,6 +215,7 @@ def test_labels_of_options():
     )
     assert row_of({"options": RED, "solution": "b"})["solution"] == "B"
     assert row_of({"options": ["X", "Y"], "solution": "Y"})["solution"] == "B"
+    assert row_of({"options": ["the", "a"], "solution": "a"})["solution"] == "B"  # an article, not a letter
 
 
 def indexed(*numbers, options=("red", "blue", "green"), **more):

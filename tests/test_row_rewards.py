@@ -454,6 +454,16 @@ def test_a_metric_that_is_not_there_is_refused_at_the_start(name, did):
     rewards.check_metric("eval_metric", "iou")
 
 
+def test_a_task_is_a_metric_too():
+    """By ANLS (arXiv:1907.00490) a text with one wrong letter of ten earns 0.9; by its own task nothing."""
+    rewards.check_metric("eval_metric", "anls")
+    rows = [{"id": "x", "problem": "?", "solution": "strawberry", "task": "choice"}] * 2
+    scorer = rewards.Scorer(0)
+    texts = [answers("strawberri"), answers("plum")]
+    assert heldout.measure(texts, rows, "anls", scorer) == [pytest.approx(0.9), 0.0]
+    assert heldout.measure(texts, rows, "accuracy", scorer) == [0.0, 0.0]
+
+
 @pytest.mark.slow
 def test_a_run_with_a_mixture_a_picture_and_a_list(tiny_folder, tmp_path):
     """Two processes; some rows ask for a part of their own; the template opens <think>."""
