@@ -24,6 +24,12 @@ TEXT_KEYS = ("text", "content", "value", "answer", "ground_truth", "option", "ch
 LABEL_KEYS = ("label", "labels", "key", "id", "letter", "option")
 # A derivation is longer than this, or has several lines.
 SHORT = 80
+# "Answer: B" and "..., so the answer is 12." at the end of a text: how some sets write every reference.
+SAID = re.compile(
+    r"(?:^|(?<=[.:;!?\n])|\b(?:so|thus|hence|therefore),?)\s*(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"answer\s*(?:is\b\s*:?|:)\s*(\S[^\n]{0,60}?)\s*\.?$",
+    re.IGNORECASE,
+)
 
 # -----------------------------------------------------------------------------
 # values of any kind
@@ -144,7 +150,10 @@ def in_dict(value):
 
 
 def split_solution(text: str) -> tuple[str, str]:
-    """(answer, reasoning) of a solution: by its tags, \\boxed{...} or last line ####; else all is answer."""
+    """(answer, reasoning) of a solution: by its tags, \\boxed{...}, a last line ####, or "the answer is ...".
+
+    Without any of them all is answer.
+    """
     before, closing, behind = text.rpartition("</think>")
     reasoning = before.rpartition("<think>")[2].strip() if closing else ""
     answer = bare(text)
@@ -157,6 +166,9 @@ def split_solution(text: str) -> tuple[str, str]:
         return boxed, reasoning or (answer if is_prose else "")
     if hashed:
         return hashed[1], reasoning or answer[: hashed.start()].strip()
+    said = SAID.search(answer)
+    if said:
+        return said[1], reasoning or answer[: said.start()].strip()
     return answer, reasoning
 
 
@@ -165,7 +177,10 @@ def is_derivation(solution, short) -> bool:
     solution, short = in_dict(solution), in_dict(short)
     if not isinstance(solution, str) or is_empty(short):
         return False
-    is_long = len(solution) > SHORT or "\n" in solution.strip() or split_solution(solution)[1]
+    is_word = (
+        len(str(short).split()) == 1 and len(solution.split()) > 3
+    )  # an index or a letter beside a sentence
+    is_long = len(solution) > SHORT or "\n" in solution.strip() or split_solution(solution)[1] or is_word
     return bool(is_long) and len(str(short)) < len(solution)
 
 

@@ -457,3 +457,30 @@ def test_no_reference_is_checked_for_more_than_a_moment():
     for _ in range(200):
         data.refuse_unanswerable(row)
     assert (time.perf_counter() - start) / 200 < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "reasoning"),
+    [
+        ("Answer: B", "B", ""),
+        ("The answer is 12.", "12", ""),
+        ("Two and two are four. So the answer is 4.", "4", "Two and two are four."),
+        ("2 + 2 = 4\nFinal answer: 4", "4", "2 + 2 = 4"),
+        ("the answer", "the answer", ""),
+        ("an answer is given below", "an answer is given below", ""),
+    ],
+)
+def test_a_reference_that_says_answer(solution, answer, reasoning):
+    assert read_solution(solution, "auto") == (answer, reasoning)
+
+
+def test_an_index_beside_a_sentence_is_the_reference(tmp_path):
+    """ScienceQA's columns: `solution` explains, `answer` counts from 0."""
+    lines = []
+    for index in (0, 2, 1):
+        record = {"question": "Which?", "choices": ["x", "y", "z"], "answer": index}
+        lines.append(json.dumps(record | {"solution": "It is the one in the middle."}))
+    (tmp_path / "s.jsonl").write_text("\n".join(lines))
+    rows = data.load_rows(str(tmp_path / "s.jsonl"))
+    assert [rows[i]["solution"] for i in range(3)] == ["A", "C", "B"]
+    assert rows[0]["thinking"] == "It is the one in the middle."
