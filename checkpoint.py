@@ -41,7 +41,7 @@ KEEP_STATES = 2  # resume states that are kept: the newest, and the one before i
 FREE_KNOBS = {
     "out_dir", "steps", "resume", "keep", "trackers", "thumbnails",
     "log_interval", "save_interval", "eval_interval", "show_interval",
-    "eval_source", "eval_split", "eval_rows",
+    "eval_source", "eval_split", "eval_rows", "eval_metric",
     "learning_rate", "lr_schedule", "warmup_steps",
     "attn", "compile_layers", "grad_checkpointing", "micro_tokens", "reward_workers",
     "vllm_gpu_memory", "vllm_sleep",

@@ -835,7 +835,8 @@ def target_text(row: dict, target: str = "cot", opened: str = "") -> str:
     there, and an answer alone closes the tag first. A box is written in the frame of the policy, so give the
     row of the encoded prompt, which knows it. Raises BadRow if the thinking is missing or has no place.
     """
-    answer = row["solution"]
+    accepted = references(row)
+    answer = max(accepted, key=accepted.count)  # the first of the most frequent
     if row.get("task") == "grounding":
         box = json.loads(row["solution"])
         if row.get("box_frame"):
