@@ -517,6 +517,57 @@ MUTANTS = [
     Mutant("results.py", "of = BENCHMARKS[bench].rows", "of = 0", "tests/test_outputs.py -k incomplete"),
     Mutant("report.py", "PICTURE_SIDE = 1600", "PICTURE_SIDE = 240", "tests/test_report.py -k whole"),
     Mutant("report.py", "room -= sum(map(len, whole))", "room -= 0", "tests/test_report.py -k room"),
+    # a user's own rewards, held-out rows, the parts that a row asks for
+    Mutant(
+        "rewards.py",
+        "                self.sends_all = True\n",
+        "                pass\n",
+        "tests/test_row_rewards.py",
+    ),
+    Mutant(
+        "rewards.py",
+        'heavy = ("images", "thinking", "context", "columns")',
+        'heavy = ("thinking",)',
+        "tests/test_row_rewards.py",
+    ),
+    Mutant(
+        "rewards.py",
+        "        if value is not None:\n            parts[name] = value",
+        "        parts[name] = value or 0.0",
+        "tests/test_row_rewards.py",
+    ),
+    Mutant("own_rewards.py", "if row.asked:  # even", "if False:  # even", "tests/test_row_rewards.py"),
+    Mutant("own_rewards.py", "values = row | columns", "values = columns | row", "tests/test_row_rewards.py"),
+    Mutant("own_rewards.py", "if value or name not in columns}", "}", "tests/test_row_rewards.py"),
+    Mutant(
+        "own_rewards.py",
+        'for method in ("__iter__", "__or__",',
+        'for method in ("__or__",',
+        "tests/test_row_rewards.py",
+    ),
+    Mutant("own_rewards.py", "if not isinstance(prompt, str):", "if True:", "tests/test_row_rewards.py"),
+    Mutant("common.py", "if len(self.seen[kind]) > 1", "if True", "tests/test_row_rewards.py"),
+    Mutant("common.py", "self.seen[kind].add(name)", "self.seen[kind] = {name}", "tests/test_row_rewards.py"),
+    Mutant("heldout.py", '{"reward_func": None}', "{}", "tests/test_row_rewards.py"),
+    Mutant("heldout.py", "[decode(prompt, one)] for", "[one.text] for", "tests/test_row_rewards.py"),
+    Mutant(
+        "heldout.py",
+        "* count / sum(mixture.counts)",
+        "/ len(mixture.counts) + 1",
+        "tests/test_row_rewards.py",
+    ),
+    Mutant(
+        "train_grpo.py",
+        'return prompt["opened"] + tokenizer',
+        "return tokenizer",
+        "tests/test_row_rewards.py -k mixture_a_picture",
+    ),
+    Mutant(
+        "train_grpo.py",
+        "[of_one[name] for of_one in parts if name in of_one]",
+        "[of_one.get(name, 0.0) for of_one in parts]",
+        "tests/test_row_rewards.py -k mixture_a_picture",
+    ),
 ]
 
 
