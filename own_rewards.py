@@ -24,6 +24,8 @@ import traceback
 
 from PIL import Image
 
+from tasks.pictures import FORMATS
+
 CONTRACT = (
     "a reward is f(completion, row) -> a finite number, or f(completions, **kwargs) -> a list of finite "
     "numbers, with None where it does not apply"
@@ -217,7 +219,7 @@ def opened(value):
     if not isinstance(value, dict) or set(value) != {"bytes", "path"} or not value["bytes"]:
         return value
     try:
-        return Image.open(io.BytesIO(value["bytes"]))
+        return Image.open(io.BytesIO(value["bytes"]), formats=FORMATS)
     except (OSError, Image.DecompressionBombError):  # sound has this layout, too
         return value
 
