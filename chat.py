@@ -131,7 +131,8 @@ def main():
             files[number] = SCENE
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in questions(first):
-        record = {"images": files, "problem": question, "solution": "unknown"}
+        # a number as the answer keeps "(number)" in the prompt, as a policy that counts has learnt it
+        record = {"images": files, "problem": question, "solution": "0"}
         try:
             row = data.Rows([record], "question", image_root=str(Path.cwd()))[0]
             prompt = data.encode_prompt(row, processor, form, max_prompt_length, smallest, largest)
