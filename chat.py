@@ -22,6 +22,7 @@ from configurator import configure
 # -----------------------------------------------------------------------------
 # default config; override with --key=value
 template = ""             # prompt: 'think', 'direct' (answer only), 'bare' (the question alone), ...
+number = True             # the prompt asks for a "(number)", as for counts and formulas; False for other answers
 min_pixels = 0            # images are resized to areas between these two;
 max_pixels = 0            # these three, if not set: as in the run that made the checkpoint
 temperature = 0.0         # 0 = greedy
@@ -131,8 +132,8 @@ def main():
             files[number] = SCENE
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in questions(first):
-        # a number as the answer keeps "(number)" in the prompt, as a policy that counts has learnt it
-        record = {"images": files, "problem": question, "solution": "0"}
+        # by the look of its answer a row asks for a number or not
+        record = {"images": files, "problem": question, "solution": "0" if number else "unknown"}
         try:
             row = data.Rows([record], "question", image_root=str(Path.cwd()))[0]
             prompt = data.encode_prompt(row, processor, form, max_prompt_length, smallest, largest)

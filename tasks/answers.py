@@ -177,10 +177,9 @@ def is_derivation(solution, short) -> bool:
     solution, short = in_dict(solution), in_dict(short)
     if not isinstance(solution, str) or is_empty(short):
         return False
-    is_word = (
-        len(str(short).split()) == 1 and len(solution.split()) > 3
-    )  # an index or a letter beside a sentence
-    is_long = len(solution) > SHORT or "\n" in solution.strip() or split_solution(solution)[1] or is_word
+    if len(str(short).split()) == 1 and len(solution.split()) > 3:  # an index or a letter beside a sentence
+        return True
+    is_long = len(solution) > SHORT or "\n" in solution.strip() or split_solution(solution)[1]
     return bool(is_long) and len(str(short)) < len(solution)
 
 
