@@ -22,9 +22,9 @@ from configurator import configure
 # -----------------------------------------------------------------------------
 # default config; override with --key=value
 template = ""             # prompt: 'think', 'direct' (answer only), 'bare' (the question alone), ...
-number = True             # the prompt asks for a "(number)", as for counts and formulas; False for other answers
 min_pixels = 0            # images are resized to areas between these two;
 max_pixels = 0            # these three, if not set: as in the run that made the checkpoint
+number = True             # the prompt asks for a number, as for counts and formulas; False: for an answer
 temperature = 0.0         # 0 = greedy
 max_completion_length = 512  # tokens
 max_prompt_length = 8192  # tokens, visual ones included

@@ -175,12 +175,12 @@ def split_solution(text: str) -> tuple[str, str]:
 def is_derivation(solution, short) -> bool:
     """Does a solution work out what the column beside it says in `short`?"""
     solution, short = in_dict(solution), in_dict(short)
-    if not isinstance(solution, str) or is_empty(short):
+    if not isinstance(solution, str) or is_empty(short) or len(str(short)) >= len(solution):
         return False
     if len(str(short).split()) == 1 and len(solution.split()) > 3:  # an index or a letter beside a sentence
         return True
     is_long = len(solution) > SHORT or "\n" in solution.strip() or split_solution(solution)[1]
-    return bool(is_long) and len(str(short)) < len(solution)
+    return bool(is_long)
 
 
 # -----------------------------------------------------------------------------
