@@ -125,11 +125,11 @@ def main():
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=qwen.banned_ids(net.config, processor),
     )
-    for number, name in enumerate(files):
+    for place, name in enumerate(files):
         if name.startswith("scenes:"):
             data.load_rows(name)[0]["images"][0].save(SCENE)
             print(f"{SCENE}: drawn, {name}")
-            files[number] = SCENE
+            files[place] = SCENE
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in questions(first):
         # by the look of its answer a row asks for a number or not
