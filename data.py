@@ -66,7 +66,8 @@ from tasks.answers import (
 )
 from tasks.drawn import SceneRecords, scene_records
 from tasks.files import read_adapter, read_copy, read_hub, split_names
-from tasks.grading import VERIFIERS, scale_box
+from tasks.grading import VERIFIERS
+from tasks.grading.boxes import scale_box
 from tasks.mixtures import Mixture, mixture_parts, seeded_order
 from tasks.pictures import (
     MAX_IMAGES,

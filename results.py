@@ -17,7 +17,9 @@ from pathlib import Path
 import rewards
 from tasks.adapters import ADAPTERS
 from tasks.benchmarks import BENCHMARKS, RULE_SECONDS
-from tasks.grading import attempt, clean, extract_answer
+from tasks.grading.clean import clean
+from tasks.grading.find import extract_answer
+from tasks.grading.symbolic import attempt
 from tasks.intervals import mcnemar, mean_interval, paired_interval, pass_at_k, wilson
 from tasks.outputs import (
     BadRecord,

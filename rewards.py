@@ -36,17 +36,11 @@ from own_rewards import (
     own_values,
     short,
 )
-from tasks.grading import (
-    VERIFIERS,
-    attempt,
-    box_overlap,
-    clean,
-    extract_answer,
-    load_sympy,
-    read_box,
-    references,
-    verdict,
-)
+from tasks.grading import VERIFIERS, references, verdict
+from tasks.grading.boxes import box_overlap, read_box
+from tasks.grading.clean import clean
+from tasks.grading.find import extract_answer
+from tasks.grading.symbolic import attempt, load_sympy
 
 FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")

@@ -16,7 +16,8 @@ import math
 import re
 
 from tasks.adapters import bare, reference_box
-from tasks.grading import last_boxed, option_letter
+from tasks.grading.choices import option_letter
+from tasks.grading.find import last_boxed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Keys under which dicts around an answer or an option hold its text, and options their letters.

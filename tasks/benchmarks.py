@@ -16,7 +16,8 @@ from typing import NamedTuple
 from rapidfuzz.distance import Levenshtein
 
 from tasks.adapters import ADAPTERS
-from tasks.grading import attempt, load_sympy, references
+from tasks.grading import references
+from tasks.grading.symbolic import attempt, load_sympy
 from tasks.metrics import plain
 
 # -----------------------------------------------------------------------------

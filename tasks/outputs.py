@@ -19,7 +19,9 @@ from typing import NamedTuple
 from tasks.adapters import ADAPTERS
 from tasks.answers import as_letter, in_dict, index_base, is_derivation, read_options, split_solution
 from tasks.benchmarks import BENCHMARKS
-from tasks.grading import VERIFIERS, option_letter, read_box
+from tasks.grading import VERIFIERS
+from tasks.grading.boxes import read_box
+from tasks.grading.choices import option_letter
 
 # our name of a field, and the names that it has elsewhere; of several in one record the first counts
 COLUMNS = {

@@ -20,7 +20,9 @@ import re
 from typing import NamedTuple
 
 from tasks import scenes
-from tasks.grading import ANSWER, NUMBER, VERIFIERS, WORDS, last_boxed, last_value
+from tasks.grading import VERIFIERS
+from tasks.grading.find import ANSWER, last_boxed, last_value
+from tasks.grading.patterns import NUMBER, WORDS
 
 # -----------------------------------------------------------------------------
 # what a server sends

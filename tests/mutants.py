@@ -426,13 +426,16 @@ MUTANTS = [
         "tests/test_metrics.py -k vqa_counts",
     ),
     Mutant(
-        "tasks/grading.py",
+        "tasks/grading/__init__.py",
         "best = max(best, float(is_right(answer, solution, row)))",
         "best = float(is_right(answer, solution, row))",
         "tests/test_metrics.py -k tasks_pay",
     ),
     Mutant(
-        "tasks/grading.py", "if is_right in TAKES_ALL:", "if False:", "tests/test_metrics.py -k tasks_pay"
+        "tasks/grading/__init__.py",
+        "if is_right in TAKES_ALL:",
+        "if False:",
+        "tests/test_metrics.py -k tasks_pay",
     ),
     Mutant(
         "rewards.py",

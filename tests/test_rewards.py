@@ -23,6 +23,7 @@ sys.path.insert(0, ROOT)
 import rewards  # noqa: E402
 from rewards import accuracy_reward, extract_answer, format_reward, score, total  # noqa: E402
 from tasks import grading  # noqa: E402
+from tasks.grading import boxes, choices, compare, symbolic, words  # noqa: E402
 
 
 def row(solution, task):
@@ -175,7 +176,7 @@ def test_extract_answer(completion, strict, lenient):
     ],
 )
 def test_count(answer, solution, want):
-    assert grading.same_count(answer, solution) is bool(want)
+    assert compare.same_count(answer, solution) is bool(want)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_count(answer, solution, want):
     ],
 )
 def test_choice(answer, solution, want):
-    assert grading.same_choice(answer, solution) is bool(want)
+    assert choices.same_choice(answer, solution) is bool(want)
 
 
 COLOURS = (
@@ -290,20 +291,20 @@ LENGTHS = (
     ],
 )
 def test_choice_by_the_options_in_the_problem(problem, answer, solution, want):
-    assert grading.same_choice(answer, solution, {"problem": problem}) is bool(want)
+    assert choices.same_choice(answer, solution, {"problem": problem}) is bool(want)
 
 
 def test_options_of_the_row_come_first():
     given = {"problem": "Which? (A) x (B) y", "options": ["cat", "dog"]}
-    assert grading.same_choice("dog", "B", given) and not grading.same_choice("y", "B", given)
+    assert choices.same_choice("dog", "B", given) and not choices.same_choice("y", "B", given)
 
 
 def test_ten_options_and_a_letter_behind_them():
     """A to J are all there is: the mark of a further letter is text of the last option, not an error."""
     problem = "Which one?\n" + "\n".join(f"({letter}) word {letter}" for letter in "ABCDEFGHIJ")
-    assert grading.read_options(problem) == [f"word {letter}" for letter in "ABCDEFGHIJ"]
-    assert grading.read_options(problem + "\n(B) again")[9] == "word J\n(B) again"
-    assert grading.same_choice("word C", "C", {"problem": problem + "\n(B) again"})
+    assert choices.read_options(problem) == [f"word {letter}" for letter in "ABCDEFGHIJ"]
+    assert choices.read_options(problem + "\n(B) again")[9] == "word J\n(B) again"
+    assert choices.same_choice("word C", "C", {"problem": problem + "\n(B) again"})
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,7 @@ def test_ten_options_and_a_letter_behind_them():
     ],
 )
 def test_math_numbers(answer, solution, want):
-    assert grading.same_math(answer, solution) is bool(want)
+    assert compare.same_math(answer, solution) is bool(want)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +390,7 @@ def test_math_numbers(answer, solution, want):
     ],
 )
 def test_math_expressions(answer, solution, want):
-    assert grading.same_math(answer, solution) is bool(want)
+    assert compare.same_math(answer, solution) is bool(want)
 
 
 @pytest.mark.parametrize(
@@ -423,14 +424,14 @@ def test_math_expressions(answer, solution, want):
     ],
 )
 def test_math_intervals_lists_words(answer, solution, want):
-    assert grading.same_math(answer, solution) is bool(want)
+    assert compare.same_math(answer, solution) is bool(want)
 
 
 def test_math_in_the_magnitude_that_the_problem_asks_for():
     asked = {"problem": "How many million hamburgers were sold?"}
-    assert grading.same_math("2.5 million", "2.5", asked)
-    assert not grading.same_math("2.5 thousand", "2.5", asked)
-    assert not grading.same_math("2.5 million", "2.5")
+    assert compare.same_math("2.5 million", "2.5", asked)
+    assert not compare.same_math("2.5 thousand", "2.5", asked)
+    assert not compare.same_math("2.5 million", "2.5")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +449,7 @@ def test_math_in_the_magnitude_that_the_problem_asks_for():
     ],
 )
 def test_text(answer, solution, want):
-    assert grading.same_text(answer, solution) is bool(want)
+    assert words.same_text(answer, solution) is bool(want)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +621,7 @@ def test_fuzz_never_raises_and_is_deterministic():
         for strict in (True, False):
             parts = score("<answer>" * strict + text, row(solution or "3", "auto"), strict)
             assert all(type(part) is float and part in (0.0, 1.0) for part in parts.values())
-    grading.verified.cache_clear()  # compare fresh verdicts, not remembered ones
+    symbolic.verified.cache_clear()  # compare fresh verdicts, not remembered ones
     assert all(verifier(*pair) == verdict for verifier, pair, verdict in seen)
 
 
@@ -660,17 +661,17 @@ def test_row_is_not_changed_and_solution_may_be_a_number():
 
 def test_expressions_are_compared_in_other_threads_too():
     verdicts = []
-    grading.verified.cache_clear()
-    thread = threading.Thread(target=lambda: verdicts.append(grading.same_math("\\sqrt{12}", "2√{3}")))
+    symbolic.verified.cache_clear()
+    thread = threading.Thread(target=lambda: verdicts.append(compare.same_math("\\sqrt{12}", "2√{3}")))
     thread.start()
     thread.join(60)
     assert verdicts == [True]
 
 
 def test_unreadable_reference_is_logged_once(caplog):
-    grading.log_once.cache_clear()
+    symbolic.log_once.cache_clear()
     for answer in ("x+1", "x+2", "x+3"):
-        assert grading.same_math(answer, "\\frac{1") is False
+        assert compare.same_math(answer, "\\frac{1") is False
     assert len([record for record in caplog.records if "\\frac{1" in record.getMessage()]) == 1
 
 
@@ -846,7 +847,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("answer, solution, want", SPELLINGS)
 def test_math_spellings(answer, solution, want):
-    assert grading.same_math(answer, solution) is bool(want)
+    assert compare.same_math(answer, solution) is bool(want)
 
 
 @pytest.mark.parametrize(
@@ -875,7 +876,7 @@ def test_math_spellings(answer, solution, want):
     ],
 )
 def test_sentences_labels_units(answer, solution, want):
-    assert grading.same_math(answer, solution) is bool(want)
+    assert compare.same_math(answer, solution) is bool(want)
 
 
 def test_a_list_of_accepted_answers():
@@ -911,7 +912,7 @@ def test_a_list_of_accepted_answers():
     ],
 )
 def test_read_box(text, want):
-    assert grading.read_box(text) == want
+    assert boxes.read_box(text) == want
 
 
 def test_iou_equals_torchvision_on_random_boxes():
@@ -923,13 +924,13 @@ def test_iou_equals_torchvision_on_random_boxes():
     high = torch.maximum(corners[..., :2], corners[..., 2:])
     a, b = torch.cat([low, high], -1)
     reference = [box_iou(a[i : i + 100], b[i : i + 100]).diagonal() for i in range(0, 10_000, 100)]
-    ours = [grading.iou(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    ours = [boxes.iou(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
     assert (torch.tensor(ours, dtype=torch.float64) - torch.cat(reference)).abs().max() < 1e-12
 
 
 def test_iou_by_hand():
-    assert grading.iou([0, 0, 2, 2], [1, 1, 3, 3]) == 1 / 7 and grading.iou([0, 0, 1, 1], [1, 0, 2, 1]) == 0
-    assert grading.iou([0, 0, 0, 0], [0, 0, 0, 0]) == 0 and grading.iou([2, 2, 0, 0], [0, 0, 2, 2]) == 0
+    assert boxes.iou([0, 0, 2, 2], [1, 1, 3, 3]) == 1 / 7 and boxes.iou([0, 0, 1, 1], [1, 0, 2, 1]) == 0
+    assert boxes.iou([0, 0, 0, 0], [0, 0, 0, 0]) == 0 and boxes.iou([2, 2, 0, 0], [0, 0, 2, 2]) == 0
 
 
 def test_boxes_are_rescaled_from_the_policys_frame():
@@ -1137,13 +1138,13 @@ def test_what_the_alarm_cut_short_is_not_remembered(cut_short, empty, monkeypatc
         except BaseException:
             return empty
 
-    grading.load_sympy()
-    grading.forget_half_done()
+    symbolic.load_sympy()
+    symbolic.forget_half_done()
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "COMPARISON", 0.1)
+        patch.setattr(symbolic, "COMPARISON", 0.1)
         patch.setattr(f"math_verify.{cut_short}", swallows_the_alarm)
-        assert grading.same_expression("\\sqrt{12}", "2\\sqrt{3}") is False
-    assert grading.same_expression("\\sqrt{12}", "2\\sqrt{3}") is True
+        assert symbolic.same_expression("\\sqrt{12}", "2\\sqrt{3}") is False
+    assert symbolic.same_expression("\\sqrt{12}", "2\\sqrt{3}") is True
 
 
 def work_for_ever(text):
@@ -1152,25 +1153,25 @@ def work_for_ever(text):
 
 
 def test_symbolic_work_is_stopped_after_its_time(caplog):
-    before, started = grading.timeouts, time.thread_time()
-    assert grading.symbolic(work_for_ever, "x+1") is None
+    before, started = symbolic.timeouts, time.thread_time()
+    assert symbolic.symbolic(work_for_ever, "x+1") is None
     assert 0.9 < time.thread_time() - started < 2
-    assert grading.timeouts == before + 1 and "counts as wrong" in caplog.text
-    assert grading.symbolic(lambda text: text, "x+1") == "x+1"  # the alarm is off again
+    assert symbolic.timeouts == before + 1 and "counts as wrong" in caplog.text
+    assert symbolic.symbolic(lambda text: text, "x+1") == "x+1"  # the alarm is off again
 
 
 def test_an_alarm_within_the_parser_poisons_no_cache(monkeypatch):
     """Wherever the alarm falls: the verdict of that time is wrong, and the next one right again."""
-    grading.load_sympy()
-    before = grading.timeouts
+    symbolic.load_sympy()
+    before = symbolic.timeouts
     for milliseconds in (1, 2, 3, 5, 8, 12, 20, 30):
-        grading.verified.cache_clear()
-        grading.forget_half_done()
-        monkeypatch.setattr(grading, "COMPARISON", milliseconds / 1000)
-        grading.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
-        monkeypatch.setattr(grading, "COMPARISON", 10.0)
-        assert grading.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
-    assert grading.timeouts > before
+        symbolic.verified.cache_clear()
+        symbolic.forget_half_done()
+        monkeypatch.setattr(symbolic, "COMPARISON", milliseconds / 1000)
+        symbolic.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
+        monkeypatch.setattr(symbolic, "COMPARISON", 10.0)
+        assert symbolic.same_expression("\\frac{\\sqrt{12}}{4} + \\sin(x)", "\\sin(x) + \\frac{\\sqrt{3}}{2}")
+    assert symbolic.timeouts > before
 
 
 def test_an_alarm_that_is_swallowed_counts():
@@ -1180,8 +1181,8 @@ def test_an_alarm_that_is_swallowed_counts():
         except BaseException:
             return True
 
-    assert grading.attempt(swallows, "x", seconds=0.1) is None
-    assert grading.attempt(swallows, "x", seconds=0.1) is None  # the alarm rings each time
+    assert symbolic.attempt(swallows, "x", seconds=0.1) is None
+    assert symbolic.attempt(swallows, "x", seconds=0.1) is None  # the alarm rings each time
 
 
 def test_the_time_of_other_threads_and_of_waiting_does_not_count():
@@ -1196,7 +1197,7 @@ def test_the_time_of_other_threads_and_of_waiting_does_not_count():
 
     burning = threading.Thread(target=burn)
     burning.start()
-    assert grading.attempt(wait, 1.0, seconds=0.3) == "done"
+    assert symbolic.attempt(wait, 1.0, seconds=0.3) == "done"
     burning.join()
 
 
@@ -1217,10 +1218,10 @@ def test_a_comparison_that_fails_is_wrong_and_counted(error, monkeypatch):
         raise error("x")
 
     monkeypatch.setitem(rewards.VERIFIERS, "math", fails)
-    before = grading.failures[error.__name__]
+    before = symbolic.failures[error.__name__]
     parts = score("<think>x</think><answer>3</answer>", row("3", "math"))
     assert parts == {"accuracy": 0.0, "format": 1.0}
-    assert grading.failures[error.__name__] == before + 1
+    assert symbolic.failures[error.__name__] == before + 1
 
 
 @pytest.mark.slow
@@ -1350,7 +1351,7 @@ def test_any_text_is_scored_quickly_and_twice_the_same(text, solution, task):
         started = time.process_time()  # not the clock on the wall: the machine may be busy
         first = score(completion, given_row, strict, names)
         assert time.process_time() - started < 2
-        for cached in (grading.verified, grading.constant_ratio, grading.real_value):
+        for cached in (symbolic.verified, symbolic.constant_ratio, symbolic.real_value):
             cached.cache_clear()
         assert score(completion, given_row, strict, names) == first
         assert all(-1 <= part <= 1 for part in first.values())
