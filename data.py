@@ -68,6 +68,7 @@ from tasks.drawn import SceneRecords, scene_records
 from tasks.files import read_adapter, read_copy, read_hub, split_names
 from tasks.grading import VERIFIERS
 from tasks.grading.boxes import scale_box
+from tasks.layouts import IMAGE_MARK
 from tasks.mixtures import Mixture, mixture_parts, seeded_order
 from tasks.pictures import (
     MAX_IMAGES,
@@ -129,7 +130,6 @@ COLUMNS = {
     "labels": ("labels",),
     "reward_func": ("reward_func",),
 }
-IMAGE_MARK = "<image>"  # in a problem: an image of the row belongs here
 # What some chat templates begin the completion with. A closed pair asks the model not to think.
 OPENED = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 FIRST = 20  # rows that are looked at to learn what a data set is

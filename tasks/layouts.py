@@ -18,7 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-IMAGE_MARK = "<image>"
+from tasks.answers import is_empty
+
+IMAGE_MARK = "<image>"  # in a problem: an image of the row belongs here
 # Where each thing stands, in the order of preference.
 PLAIN = ("problem", "question", "q")  # a text in one of these, and an answer: no layout is needed
 CHATS = ("messages", "conversations", "conversation", "message", "texts", "prompt", *PLAIN)  # lists of turns
@@ -95,7 +97,7 @@ def chat_name(columns: list[str], asked: str, chat: str | None) -> str:
 
 
 def any_value(records: list[dict], column: str) -> bool:
-    return any(not is_absent(record.get(column)) for record in records)
+    return any(not is_empty(record.get(column)) for record in records)
 
 
 def any_text(records: list[dict], column: str) -> bool:
@@ -117,10 +119,10 @@ def chat_row(record: dict, asked: str, reply: str | None = None) -> dict:
     if record.get("label") is False or record.get("kto_tag") is False:
         raise ValueError("the reply is one that was marked as undesired")
     turns = read_turns(record.get(asked))
-    if turns and asked == "instruction" and not is_absent(record.get("input")):
+    if turns and asked == "instruction" and not is_empty(record.get("input")):
         turns[-1]["content"] += "\n" + str(record["input"])
     turns = read_turns(record.get("history")) + turns
-    if not is_absent(record.get("system")) and not any(turn["role"] == "system" for turn in turns):
+    if not is_empty(record.get("system")) and not any(turn["role"] == "system" for turn in turns):
         turns.insert(0, new_turn("system", str(record["system"])))
     if reply and not (turns and turns[-1]["role"] == "assistant"):
         turns += read_turns(record.get(reply), "assistant")[-1:]  # some repeat the question before it
@@ -138,11 +140,11 @@ def chat_row(record: dict, asked: str, reply: str | None = None) -> dict:
 
     thinking, answer = split_reply(last["content"])
     thinking = last["thinking"] or thinking
-    if thinking and is_absent(record.get("thinking")):
+    if thinking and is_empty(record.get("thinking")):
         fields["thinking"] = thinking
     columns = [record.get(column) for column in ANSWERS]
     columns.insert(0, column_value(record, "reward_model.ground_truth"))
-    given = [value for value in columns if not is_absent(value) and not isinstance(value, bool)]
+    given = [value for value in columns if not is_empty(value) and not isinstance(value, bool)]
     fields["solution"] = given[0] if given else answer or None
 
     sources = [source for turn in turns for source in turn["images"]]
@@ -166,12 +168,12 @@ def letter_row(record: dict, question: str) -> dict:
     paragraphs = [record.get("hint"), record.get(question)]
     options = [record.get(letter) for letter in OPTION_COLUMNS]
     fields = {
-        "problem": "\n".join(str(text) for text in paragraphs if not is_absent(text)),
+        "problem": "\n".join(str(text) for text in paragraphs if not is_empty(text)),
         "labels": {"category": record.get("category")},
     }
-    if not all(map(is_absent, options)):
+    if not all(map(is_empty, options)):
         fields["options"] = options  # with gaps at the end, where the set has more columns
-    if not is_absent(record.get("index")) and is_absent(record.get("id")):
+    if not is_empty(record.get("index")) and is_empty(record.get("id")):
         fields["id"] = record["index"]
     return fields
 
@@ -240,7 +242,7 @@ def read_turns(value, role: str = "user") -> list[dict]:
 
     Raises ValueError for a turn of another role or with something else than text and images.
     """
-    if is_absent(value):
+    if is_empty(value):
         return []
     messages = turns_of(value)
     if not messages and isinstance(value, str):
@@ -253,7 +255,7 @@ def read_turns(value, role: str = "user") -> list[dict]:
     for message in messages:
         if is_pair(message):
             for name in ("system", "human", "user", "assistant", "gpt", "bot"):
-                if not is_absent(message.get(name)):
+                if not is_empty(message.get(name)):
                     turns.append(read_turn(ROLES[name], message[name]))
             continue
         name = str(first_of(message, "role", "from")).strip().lower()
@@ -319,7 +321,7 @@ def inline_images(text: str, sources: list) -> str:
 def column_images(record: dict) -> list:
     """What the image column of a record holds, as a list."""
     found = first_of(record, "images", "image")
-    if is_absent(found):
+    if is_empty(found):
         return []
     return found if isinstance(found, list) else [found]
 
@@ -363,10 +365,4 @@ def column_value(record, dotted: str):
 
 def first_of(record: dict, *names: str):
     """The first of these that is there: a table gives every record all names, and None where it had none."""
-    return next((record[name] for name in names if not is_absent(record.get(name))), None)
-
-
-def is_absent(value) -> bool:
-    """None, NaN, or a text or list without content."""
-    is_nan = isinstance(value, float) and value != value
-    return value is None or is_nan or (isinstance(value, str | list | tuple) and len(value) == 0)
+    return next((record[name] for name in names if not is_empty(record.get(name))), None)

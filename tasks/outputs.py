@@ -377,7 +377,8 @@ def entry_of(record, index: int, task: str, columns: Columns | None) -> dict:
         raise BadRecord("has no reference")
     if isinstance(solution, list):
         is_box = len(solution) == 4 and all(type(x) in (int, float) for x in solution)
-        solution = solution[0] if len(solution) == 1 else json.dumps(solution)  # one: OlympiadBench
+        one = len(solution) == 1  # OlympiadBench
+        solution = solution[0] if one else json.dumps(solution, ensure_ascii=False)
         task = "grounding" if is_box else task
     guess = entry.pop("guess", None)
     of_record = entry.get("task") or (guess if guess and task == "auto" else task)

@@ -29,3 +29,12 @@ def tiny_folder(tmp_path_factory):
         return str(folder)
 
     return build
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No network, and nothing in the user's cache of data sets."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()

@@ -1,5 +1,6 @@
-"""Runs the real scripts in processes of their own; used by test_runs.py and test_bad_input.py."""
+"""Runs the real scripts in processes of their own, and draws pictures; used by several tests."""
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = "scenes:clevr?rows=200&layout=grid&objects=1-2"
@@ -135,3 +137,14 @@ def refuses(command: list[str], log: Path, *words: str, **options) -> str:
             found.append(line)
     assert len(found) == 1, f"{len(found)} lines with {words}:\n{text[-4000:]}"
     return found[0]
+
+
+def picture(number: int) -> Image.Image:
+    """A picture that its width tells from others: 20 + number pixels."""
+    return Image.new("RGB", (20 + number, 10), "red")
+
+
+def picture_bytes(number: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, kind)
+    return buffer.getvalue()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from helpers import picture, picture_bytes
 
 import data
 from tasks import files
@@ -20,25 +20,13 @@ from tasks import files
 RECORDS = [{"image": f"{i}.png", "problem": f"How many, {i}?", "solution": f"0{i}"} for i in range(3)]
 
 
+pytestmark = pytest.mark.usefixtures("offline")
+
+
 @pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    """No network, and nothing in the user's cache."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
+def pictures(tmp_path):
     for number in range(3):
         picture(number).save(tmp_path / f"{number}.png")
-
-
-def picture(number: int) -> Image.Image:
-    return Image.new("RGB", (20 + number, 10), "red")
-
-
-def picture_bytes(number: int, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    picture(number).save(buffer, kind)
-    return buffer.getvalue()
 
 
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)

@@ -4,11 +4,10 @@ python -m pytest tests/test_layouts.py
 """
 
 import base64
-import io
 import json
 
 import pytest
-from PIL import Image
+from helpers import picture, picture_bytes
 
 import data
 from tasks import layouts
@@ -16,24 +15,7 @@ from tasks import layouts
 HOW = "How many items are there?"
 
 
-@pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    """No network, and nothing in the user's cache."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
-def picture(number: int) -> Image.Image:
-    """A picture that its width tells from others: 20 + number pixels."""
-    return Image.new("RGB", (20 + number, 10), "red")
-
-
-def picture_bytes(number: int) -> bytes:
-    buffer = io.BytesIO()
-    picture(number).save(buffer, "PNG")
-    return buffer.getvalue()
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def load(folder, *records, name="rows.jsonl"):

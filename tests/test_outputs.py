@@ -210,6 +210,16 @@ def test_the_name_of_a_metric_tells_the_task_unless_the_user_does(tmp_path):
         assert regrade(tmp_path / "a.jsonl", tmp_path, task, None)["accuracy"] == accuracy
 
 
+def test_several_references_keep_their_letters(tmp_path):
+    record = {
+        "doc_id": 0,
+        "target": ["\U0001f600 café", "smile"],
+        "resps": [["<answer>\U0001f600 café</answer>"]],
+    }
+    (tmp_path / "a.jsonl").write_text(lines([record]))
+    assert regrade(tmp_path / "a.jsonl", tmp_path, "text", None)["accuracy"] == 1
+
+
 def test_several_outputs_of_one_row(tmp_path):
     record = {"question": QUESTION, "target": "1", "resps": [[TEXTS[1], TEXTS[3]]]}
     (tmp_path / "a.jsonl").write_text(lines([record]))
