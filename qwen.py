@@ -194,11 +194,11 @@ def without_lora(policy: nn.Module):
 
     layers = [m for m in policy.modules() if isinstance(m, BaseTunerLayer)]
 
-    def reference(batch):
+    def reference(batch, **settings):
         for layer in layers:
             layer.enable_adapters(False)
         try:
-            return policy(batch)
+            return policy(batch, **settings)
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
@@ -615,11 +615,8 @@ def varlen(q, k, v, cu_q, cu_k, max_q: int, max_k: int, scaling: float, causal: 
         return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scaling, causal=causal)
     from torch.nn.attention.varlen import varlen_attn
 
-    shared_by = q.shape[1] // k.shape[1]  # query heads of one key head
-    k = k.repeat_interleave(shared_by, 1)
-    v = v.repeat_interleave(shared_by, 1)
-    window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scaling, window_size=window)
+    how = {"scale": scaling, "window_size": (-1, 0) if causal else (-1, -1), "enable_gqa": True}
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, **how)
 
 
 def windows_sdpa(query, key, value, scaling, bounds, longest):
@@ -660,22 +657,25 @@ def token_logprobs(
     target: torch.Tensor,
     temperature: float,
     banned: torch.Tensor,
-    entropy_gradient: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    entropy: str = "value",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs (n,) of `target` (n,) and entropy (n,) under softmax(logits / temperature) without the
     banned ids.
 
     logits (n, V) before temperature, banned (V,) bool. This is the distribution the sampler draws from
-    (top_p = 1). Entropy = -sum_v p_v log p_v in nats; without `entropy_gradient` no gradient flows through
-    it.
+    (top_p = 1). Entropy = -sum_v p_v log p_v in nats: its "value" for the log, through which no gradient
+    flows; with its "gradient" for a loss; or "none", then it is None.
     """
     # -1e9 instead of -inf: exp gives 0 all the same, and 0 * -1e9 stays 0 in the entropy where 0 * -inf is
     # NaN
     logits = (logits.float() / temperature).masked_fill(banned, -1e9)
     logp = F.log_softmax(logits, dim=-1)  # (n, V)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, target[:, None])[:, 0], entropy
+    # before the entropy: what is computed anew in the backward pass ends with the last thing that it needs
+    of_target = logp.gather(-1, target[:, None])[:, 0]
+    if entropy == "none":
+        return of_target, None
+    with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
+        return of_target, -(logp.exp() * logp).sum(-1)
 
 
 class Policy(nn.Module):
@@ -684,23 +684,27 @@ class Policy(nn.Module):
     The whole computation sits in one forward() so that DeepSpeed ZeRO-3 can gather parameters around it.
     """
 
-    def __init__(self, model: nn.Module, banned: list[int], temperature: float = 1.0, logit_chunk: int = 0):
+    # response tokens whose logits are in memory at a time: 18 bytes a logit at their peak, 1.4 GB for Qwen's
+    # vocabulary of 152 k; (N, V) whole would be 20 GB for 8 k tokens. On a CPU a chunk stays in the cache.
+    CHUNK = 512
+
+    def __init__(
+        self, model: nn.Module, banned: list[int], temperature: float = 1.0, logit_chunk: int = CHUNK
+    ):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.logit_chunk = (
-            logit_chunk  # response tokens whose logits are in memory at a time; 0 = by the device
-        )
+        self.logit_chunk = logit_chunk
         device = next(model.parameters()).device
         mask = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool, device=device)
         mask[banned] = True
         self.register_buffer("banned", mask, persistent=False)
 
-    def forward(self, batch: dict, entropy_gradient: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: dict, entropy: str = "value") -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probs (N,) of the response tokens and their entropies (N,) in nats.
 
-        The entropies are for the log and carry no gradient, which saves memory; with entropy_gradient=True
-        they do, for a loss that has them in it.
+        entropy="value": for the log, without a gradient, which saves memory; "gradient": for a loss that has
+        them in it; "none": None in their place.
         """
         hidden = self.model.model(
             input_ids=batch["input_ids"],
@@ -712,21 +716,19 @@ class Policy(nn.Module):
         ).last_hidden_state  # (1, T, D)
         hidden = hidden[0].index_select(0, batch["at"])  # (N, D): only where a response token is predicted
 
-        def score(hidden, target):
-            logits = self.model.lm_head(hidden)
-            return token_logprobs(logits, target, self.temperature, self.banned, entropy_gradient)
-
-        # (chunk, V) logits at a time, computed anew in the backward pass: (N, V) in float32 would be 5 GB
-        # for 8 k tokens of Qwen. On a CPU a chunk is what stays in its cache. same_count makes the chunks
-        # of all ranks equally many.
-        chunk = self.logit_chunk or (512 if hidden.device.type == "cpu" else 2048)
-        chunks = math.ceil(batch.get("logit_tokens", len(hidden)) / chunk)
+        # the logits are computed anew in the backward pass. same_count makes the chunks of all ranks equally
+        # many.
+        chunks = math.ceil(batch.get("logit_tokens", len(hidden)) / self.logit_chunk)
         logps, entropies = [], []
+
+        def score(hidden, target):
+            return token_logprobs(self.model.lm_head(hidden), target, self.temperature, self.banned, entropy)
+
         for h, t in zip(hidden.tensor_split(chunks), batch["target"].tensor_split(chunks), strict=True):
-            logp, entropy = recompute.checkpoint(score, h, t, use_reentrant=False)
+            logp, of_chunk = recompute.checkpoint(score, h, t, use_reentrant=False)
             logps.append(logp)
-            entropies.append(entropy)
-        return torch.cat(logps), torch.cat(entropies)
+            entropies.append(of_chunk)
+        return torch.cat(logps), None if entropy == "none" else torch.cat(entropies)
 
 
 # -----------------------------------------------------------------------------

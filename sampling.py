@@ -96,8 +96,7 @@ def start_vllm(
     threads = torch.get_num_threads()
     with quiet():
         llm = LLM(**options)
-    if not cuda:
-        torch.set_num_threads(threads)  # vLLM's CPU worker sets its own
+    torch.set_num_threads(threads)  # vLLM sets its own
     return llm
 
 
@@ -121,6 +120,9 @@ class quiet:
         os.close(self.kept)
 
 
+MOST_BANNED = 1024  # entries of a logit_bias that vLLM's sampler on GPUs takes; a Qwen-VL needs up to 410
+
+
 def rollout_vllm(
     llm,
     prompts: list[dict],
@@ -140,6 +142,11 @@ def rollout_vllm(
     """
     from vllm import SamplingParams
 
+    if len(banned) > MOST_BANNED:
+        raise SystemExit(
+            f"vllm: {len(banned)} ids of this vocabulary are no tokens and must not be sampled, and vLLM can "
+            f"exclude {MOST_BANNED}; set --rollout=hf, or shrink the model's embedding to its tokenizer"
+        )
     requests = []
     params = []
     for prompt, seed in zip(prompts, seeds, strict=True):
@@ -196,7 +203,11 @@ def sync_weights(llm, weights, sleeping: bool = False) -> None:
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
     if sleeping:
         llm.wake_up(tags=["kv_cache"])
-    llm.reset_prefix_cache()
+    if not llm.reset_prefix_cache():
+        raise SystemExit(
+            "vllm: the engine still works on a request and keeps keys and values of the old weights; "
+            "nothing is sampled from such a mixture. Please report how this run came to it"
+        )
     llm.llm_engine.reset_mm_cache()
     llm.llm_engine.reset_encoder_cache()
 

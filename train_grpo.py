@@ -408,7 +408,7 @@ def main():
                 logps = torch.zeros_like(rollout_logp)  # stays 0 where a completion is not used
                 with torch.no_grad():
                     for batch in batches:
-                        logp, _ = forward(batch)
+                        logp, _ = forward(batch, entropy="none")
                         logps[batch["token"]] = logp
                 return logps
 
@@ -424,7 +424,7 @@ def main():
             for update in range(updates_per_rollout):
                 for batch in batches:
                     token = batch["token"]  # (N,) places among the L response tokens, not ids
-                    # (N,) each; for an entropy bonus: engine(batch, entropy_gradient=True)
+                    # (N,) each; for an entropy bonus: engine(batch, entropy="gradient")
                     logp, entropy = engine(batch)
                     # with one update per rollout the old policy IS the current one
                     old = old_logp[token] if updates_per_rollout > 1 else logp.detach()

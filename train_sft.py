@@ -201,7 +201,7 @@ def main():
         # 3) policy update
         loss_sum = 0.0
         for batch in batches:
-            logp, _ = engine(batch)  # (N,)
+            logp, _ = engine(batch, entropy="none")  # (N,)
 
             # loss = sum_t -log p(token_t) / number of response tokens, over all micro-batches and processes
             loss = -logp.sum() / n_tokens

@@ -2,7 +2,7 @@
 # Hardware: 1 x 80 GB. Weights, gradients, AdamW state and reference of a 2B model are about 40 GB; vLLM
 # sleeps during the update.
 #   torchrun train_grpo.py configs/clevr_1gpu.py
-# 24-48 GB: add --freeze_vision=True --zero_stage=1 --offload_optimizer=True --beta=0.0 --micro_tokens=4096
+# 24-48 GB: add --freeze_vision=True --offload_optimizer=True --beta=0.0 --micro_tokens=4096
 out_dir = "out/clevr_1gpu"
 model = "Qwen/Qwen2-VL-2B-Instruct"
 data_source = "leonardPKU/clevr_cogen_a_train"
@@ -16,5 +16,5 @@ learning_rate = 1e-6
 steps = 100
 grad_checkpointing = True
 vllm_gpu_memory = 0.3
-zero_stage = 0  # one process: there is nothing to shard
+zero_stage = 2  # nothing to shard with one process, but gradients are added up in float32
 save_interval = 50

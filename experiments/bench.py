@@ -168,8 +168,7 @@ def build_shape(path: str, shape: str) -> None:
     ids = {name: processor.tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        net = shape_model(shape, ids)
+    net = shape_model(shape, ids)  # on the CPU: what this process leaves on the GPU its children would lack
     torch.set_default_dtype(torch.float32)
     net.generation_config.eos_token_id = [end, pad]
     net.generation_config.pad_token_id = pad

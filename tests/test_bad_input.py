@@ -79,6 +79,7 @@ def test_bad_knob_sft(sft, tmp_path, knob, words):
         ("--group_size=1", ("group_size: 1", "at least 2")),
         ("--adv_norm=best", ("adv_norm", "best", "group, batch, none")),
         ("--zero_stage=3", ("rollout: 'hf'", "vllm", "--zero_stage=2")),
+        ("--offload_optimizer=True", ("offload_optimizer", "zero_stage=0", "--zero_stage=1")),
     ],
 )
 def test_bad_knob_grpo(grpo, tmp_path, knob, words):

@@ -414,7 +414,7 @@ def test_token_logprobs_gradient():
 def test_entropy_gradient_only_when_asked_for():
     """H = -sum p log p with p = softmax(z / T): dH/dz_j = -p_j (log p_j + H) / T, and 0 for a banned id."""
     logits, banned, target = randn(3, 11).requires_grad_(), torch.arange(11) == 4, torch.tensor([1, 0, 10])
-    _, entropy = token_logprobs(logits, target, 0.5, banned, entropy_gradient=True)
+    _, entropy = token_logprobs(logits, target, 0.5, banned, entropy="gradient")
     entropy.sum().backward()
     p = (logits.detach() / 0.5).masked_fill(banned, -torch.inf).softmax(-1)
     log_p = p.clamp_min(1e-300).log()
@@ -422,7 +422,7 @@ def test_entropy_gradient_only_when_asked_for():
     close(entropy, H[:, 0], 1e-5)
     close(logits.grad, -p * (log_p + H) / 0.5, 1e-5)
     with torch.no_grad():
-        assert not token_logprobs(logits, target, 0.5, banned, entropy_gradient=True)[1].requires_grad
+        assert not token_logprobs(logits, target, 0.5, banned, entropy="gradient")[1].requires_grad
 
 
 def test_bfloat16_logits_are_scored_in_float32():

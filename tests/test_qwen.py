@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoint
 import common
@@ -239,6 +240,30 @@ def test_gradient_checkpointing_training_mode_and_logit_chunks(kit, tiny_folder)
     other.net.train().gradient_checkpointing_enable({"use_reentrant": False})
     policy = qwen.Policy(other.net, other.banned, TEMPERATURE, logit_chunk=3)
     assert_same(other.packed(155, policy), kit.expected)
+
+
+@one_family
+@pytest.mark.parametrize("entropy, passes", [("value", 1), ("none", 0), ("gradient", 2)])
+def test_the_entropy_is_computed_once_and_only_where_it_is_used(kit, entropy, passes):
+    """Each pass over the logits costs 10 GB of traffic at Qwen's vocabulary and 16,000 tokens."""
+
+    class Products(TorchDispatchMode):
+        count = 0  # of logits' size: p * log p
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            is_wide = any(isinstance(x, torch.Tensor) and x.shape[-1:] == (vocabulary,) for x in args[:2])
+            Products.count += is_wide and function is torch.ops.aten.exp.default
+            return function(*args, **(kwargs or {}))
+
+    vocabulary = kit.net.config.get_text_config().vocab_size
+    (batch,) = qwen.pack(kit.prompts, kit.groups, kit.net, 1000)
+    policy = qwen.Policy(kit.net, kit.banned, TEMPERATURE, logit_chunk=10**6)
+    with Products():
+        logp, of_tokens = policy(batch, entropy=entropy)
+        logp.sum().backward()
+    kit.net.zero_grad()
+    assert Products.count == passes
+    assert (of_tokens is None) == (entropy == "none")
 
 
 @pytest.mark.slow

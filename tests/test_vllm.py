@@ -209,6 +209,19 @@ def test_banned_ids_never_appear(synced, net, prompts, ids):
     assert count(sampling.rollout_hf, net, 3.0, ids["banned"]) == 0
 
 
+def test_more_ids_than_can_be_banned_are_refused(synced, prompts, ids):
+    knobs = SAMPLING | {"temperature": 1.0, "max_tokens": 2, "banned": list(range(1025)), "end": ids["end"]}
+    with pytest.raises(SystemExit, match="^vllm: 1025 ids .* exclude 1024; set --rollout=hf"):
+        sampling.rollout_vllm(synced, prompts, n=1, seeds=[1, 2, 3, 4], **knobs)
+
+
+def test_a_cache_that_stays_full_ends_the_run(synced, net, monkeypatch):
+    """vLLM says by False that requests under way still hold blocks of it."""
+    monkeypatch.setattr(synced, "reset_prefix_cache", lambda: False)
+    with pytest.raises(SystemExit, match="^vllm: .* keys and values of the old weights"):
+        sampling.sync_weights(synced, checkpoint.full_state(net, 0))
+
+
 def check_ends(groups, end, max_tokens):
     for c in [c for group in groups for c in group]:
         assert len(c.ids) == len(c.logps) and 1 <= len(c.ids) <= max_tokens
