@@ -565,7 +565,7 @@ def arithmetic(work: Path) -> dict:
     reference = 1 if beta > 0 else 0
     forward_passes = 2 + reference  # rollout, reference, update
     cost = forward_passes + 2  # in forward passes: the update's backward pass is worth two
-    facts = {"parameters": size + tower, "prompt_tokens": prompt}
+    facts = {"parameters": size + tower, "prompt_tokens": prompt, "patches": patches}
     for name, copies in (("ours", 1), ("trl", group)):
         in_pass = prompts * (copies * prompt + group * tokens)
         flops = 2 * (size * in_pass + tower * prompts * copies * patches)
@@ -630,6 +630,26 @@ def print_table(middle: dict[str, dict], facts: dict, peak: float) -> None:
     print_row("  reference and update", [f"{share:.1%}" for share in shares])
 
 
+def print_limit(work: Path, facts: dict, seconds: float) -> None:
+    """Our step beside what the card could do at best, see limit.py."""
+    import torch
+
+    from experiments import limit
+
+    name = torch.cuda.get_device_name()
+    gpu = limit.gpu_named(name)
+    if not gpu:
+        print(
+            f"limit: '{name}' is none of {', '.join(limit.GPUS)}; its data sheet's figures go into limit.GPUS"
+        )
+        return
+    visual = facts["patches"] // 4
+    knobs = {"prompts": prompts, "group": group, "tokens": tokens, "image": image, "beta": beta}
+    knobs |= {"image_height": image_height, "text_tokens": facts["prompt_tokens"] - visual}
+    knobs["grad_checkpointing"] = "--grad_checkpointing=True" in flags
+    print("\n" + limit.text(limit.read_shape(str(work / "model")), limit.work_of(knobs), gpu, 0.5, seconds))
+
+
 def peer_ratios(runs: dict[str, list[dict]]) -> dict[str, list[float]]:
     """The peer's seconds by ours, round by round."""
     clock = CLOCK[device]
@@ -657,6 +677,8 @@ def compare(config: dict) -> dict:
     facts, peak = arithmetic(work), matmul_peak()
     middle = {which: median(of_side) for which, of_side in runs.items()}
     print_table(middle, facts, peak)
+    if device == "cuda":
+        print_limit(work, facts, middle["ours"]["step_s"])
     machine = f"{os.cpu_count()} CPU cores"
     result = {"ours": middle["ours"], "machine": machine, "matmul_gflops": round(peak / 1e9, 1)}
     if peer == "trl":

@@ -49,3 +49,10 @@ def test_our_side_ends_in_a_json_line(tmp_path):
 def test_bad_sweep(tmp_path):
     knobs = ["--sweep=colour", "--values=1,2", "--peer=none", f"--out_dir={tmp_path}"]
     refuses(["-m", "experiments.bench", *knobs], tmp_path / "log", "sweep: 'colour' is none of", "group")
+
+
+@pytest.mark.slow
+def test_the_checks_for_a_gpu_run_on_a_tiny_model(tmp_path):
+    command = ["-m", "experiments.decide", "--device=cpu", f"--out_dir={tmp_path}"]
+    text = run(command, tmp_path / "log")
+    assert text.count(": good") == 5 and "BAD" not in text
