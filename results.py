@@ -17,6 +17,7 @@ from pathlib import Path
 import rewards
 from tasks.adapters import ADAPTERS
 from tasks.benchmarks import BENCHMARKS, RULE_SECONDS
+from tasks.grading import task_of
 from tasks.grading.clean import clean
 from tasks.grading.find import extract_answer
 from tasks.grading.symbolic import attempt
@@ -48,7 +49,7 @@ def grade(entry: dict, rule=None) -> dict:
     row = {**entry, "reward_func": None}  # graded by these two parts, whatever the row was paid for
     for output in entry["outputs"]:
         text = output["text"]
-        output["answer"] = extract_answer(text, strict=False)
+        output["answer"] = extract_answer(text, strict=False, task=task_of(entry))
         output.update(rewards.score(text, row, names=("accuracy", "format")))
         output["lenient"] = rewards.accuracy_reward(text, entry, strict=False)
         if rule:

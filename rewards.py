@@ -36,7 +36,7 @@ from own_rewards import (
     own_values,
     short,
 )
-from tasks.grading import VERIFIERS, references, verdict
+from tasks.grading import VERIFIERS, references, task_of, verdict
 from tasks.grading.boxes import box_overlap, read_box
 from tasks.grading.clean import clean
 from tasks.grading.find import extract_answer
@@ -57,10 +57,15 @@ def accuracy_reward(completion: str, row: dict, strict: bool = True) -> float:
     extract_answer. Raises ValueError for a task without a verifier.
     """
     verifier_of(row)
-    answer = extract_answer(completion, strict)
+    answer = answer_of(completion, row, strict)
     if not answer:
         return 0.0
     return attempt(verdict, answer, row) or 0.0
+
+
+def answer_of(completion: str, row: dict, strict: bool) -> str:
+    """What the completion answers, "" if nothing; the row's task tells what to look for in plain text."""
+    return extract_answer(completion, strict, "auto" if strict else task_of(row)) or ""
 
 
 def verifier_of(row: dict):
@@ -79,7 +84,8 @@ def format_reward(completion: str, row: dict) -> float:
     asks for.
     """
     text = completion.strip()
-    if any(text.count(tag) != 1 for tag in TAGS) or not FORMAT.fullmatch(text):
+    in_any_case = text.lower()
+    if any(in_any_case.count(tag) != 1 for tag in TAGS) or not FORMAT.fullmatch(text):
         return 0.0
     if row.get("task") != "grounding":
         return 1.0
@@ -90,7 +96,7 @@ def format_reward(completion: str, row: dict) -> float:
 
 def iou_reward(completion: str, row: dict, strict: bool = True) -> float:
     """The IoU itself, 0 to 1: a denser signal for grounding than accuracy's IoU > 0.5."""
-    answer = extract_answer(completion, strict)
+    answer = answer_of(completion, row, strict)
     if not answer:
         return 0.0
 
@@ -105,7 +111,7 @@ def fuzzy_reward(completion: str, row: dict, strict: bool = True) -> float:
     right = accuracy_reward(completion, row, strict)
     if right:
         return right
-    answer = clean(extract_answer(completion, strict) or "").casefold()
+    answer = clean(answer_of(completion, row, strict)).casefold()
     wanted = [clean(solution).casefold() for solution in references(row)]
     if not answer or len(answer) > 500:
         return 0.0

@@ -69,29 +69,28 @@ def verified_whole(output: str, solution: str) -> bool:
 
 
 def rec_rule(output: str, row: dict) -> bool:
-    """OpenV-R1's RefCOCO script: the first box of four integers in the first tag has an IoU over 0.5.
+    """OpenV-R1's RefCOCO script (test_rec_r1.py of VLM-R1): the first box in the FIRST tag, IoU over 0.5.
 
-    Decimals are no box, and coordinates are compared in original pixels although Qwen2.5-VL writes them in
-    the resized frame.
+    A box is four whole numbers in brackets, so decimals and points are none, and a box without a tag does not
+    count: an untrained model, which nobody asks for tags there, gets 0. Coordinates are compared in original
+    pixels although Qwen2.5-VL writes them in the resized frame.
     """
-    given = [0, 0, 0, 0]
     tags = in_tags(output)
-    if tags:
-        found = re.search(r"\[(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})\]", tags[0])
-        if found:
-            given = [int(number) for number in found.groups()]
+    found = re.search(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)\]", tags[0]) if tags else None
     try:
+        given = [int(number) for number in found.groups()] if found else [0, 0, 0, 0]
         reference = [float(number) for number in json.loads(row["solution"])]
         left = max(given[0], reference[0])
         top = max(given[1], reference[1])
         right = min(given[2], reference[2])  # right and bottom are the first pixels outside
         bottom = min(given[3], reference[3])
+        overlap = 0
+        if right - 1 > left and bottom - 1 > top:
+            overlap = (right - left) * (bottom - top)
+        union = area(given) + area(reference) - overlap
+    # a number of 5,000 digits, a reference that is no box
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return False
-    overlap = 0
-    if right - 1 > left and bottom - 1 > top:
-        overlap = (right - left) * (bottom - top)
-    union = area(given) + area(reference) - overlap
     return union > 0 and overlap / union > 0.5
 
 

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from tasks import scenes
 from tasks.grading import VERIFIERS
-from tasks.grading.find import ANSWER, last_boxed, last_value
+from tasks.grading.conclusion import last_value
+from tasks.grading.find import ANSWER, last_boxed
 from tasks.grading.patterns import NUMBER, WORDS
 
 # -----------------------------------------------------------------------------

@@ -21,9 +21,12 @@ STAGES = {
 @pytest.mark.parametrize("flags", STAGES.values(), ids=lambda flags: "+".join(flag[2:] for flag in flags))
 def test_a_run_in_bfloat16_learns_saves_and_goes_on(tiny_folder, tmp_path, flags):
     command = [*GRPO, f"--model={tiny_folder()}", "--rollout=hf", "--dtype=bfloat16", "--beta=0.04"]
-    command += ["--reward_weights={'experiments.bench:letters': 1.0}", "--reward_workers=0", "--learning_rate=3e-3"]
-    # many micro-batches, whose gradients are added up
-    command += ["--micro_tokens=200", "--save_interval=2", *flags]
+    command += [
+        "--reward_weights={'experiments.bench:letters': 1.0}",
+        "--reward_workers=0",
+        "--learning_rate=3e-3",
+    ]
+    command += ["--micro_tokens=200", "--save_interval=2", *flags]  # many micro-batches
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run([*command, "--steps=3", f"--out_dir={whole}"], tmp_path / "whole.log")
     run([*command, "--steps=2", f"--out_dir={cut}"], tmp_path / "cut.log")

@@ -214,7 +214,25 @@ def test_published_rec_rule():
     assert right("[0, 0, 100, 51]", "[0, 0, 100, 100]")
     assert not right("[0, 0, 100, 50]", "[0, 0, 100, 100]"), "over one half"
     assert not right("[12, 12, 100, 100]", "__import__('os').getcwd()"), "a reference is data, never code"
-    assert not benchmarks.rec_rule("[12, 12, 100, 100]", {"solution": "[12, 12, 100, 100]"})
+    assert not benchmarks.rec_rule("[12, 12, 100, 100]", {"solution": "[12, 12, 100, 100]"}), "no tag, no box"
+    assert not benchmarks.rec_rule("<answer>[12, 12, 100, 100]", {"solution": "[12, 12, 100, 100]"})
+    # the first tag, and the first box in it, whatever follows
+    assert right("[12, 12, 100, 100], [1, 1, 2, 2]")
+    assert not right("[1, 1, 2, 2], [12, 12, 100, 100]")
+    assert not right("1</answer> <answer>[12, 12, 100, 100]")
+    assert not right(f"[{'9' * 12}, 12, 100, 100] [12, 12, 100, 100]")
+    assert not right(f"[{'9' * 5000}, 12, 100, 100] [12, 12, 100, 100]"), "more digits than Python reads"
+    assert not right(f"[12, 12, 100, {'9' * 400}]"), "no float holds it"
+    # other spellings are none
+    for answer in (
+        "(12, 12), (100, 100)",
+        "[[12, 12], [100, 100]]",
+        "[ 12, 12, 100, 100]",
+        "12, 12, 100, 100",
+    ):
+        assert not right(answer), answer
+    # an overlap one pixel wide is none there
+    assert right("[0, 0, 2, 9]", "[0, 0, 2, 9]") and not right("[0, 0, 1, 9]", "[0, 0, 1, 9]")
 
 
 RULES = (benchmarks.superclevr_rule, benchmarks.geoqa_rule, benchmarks.rec_rule, benchmarks.ladder_rule)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = str(Path(__file__).resolve().parents[1])
 sys.path.insert(0, ROOT)
@@ -73,6 +75,141 @@ def test_a_list_of_accepted_answers():
 def test_a_reference_with_brackets_and_quotes_may_be_a_text():
     assert rewards.references(row("['a', 'b']", "text")) == ["a", "b"]
     assert rewards.references(row("['a' and 'b']", "text")) == ["['a' and 'b']"]
+
+
+# -----------------------------------------------------------------------------
+# what must hold for every completion
+# -----------------------------------------------------------------------------
+
+COLOURS = ["red", "blue", "green", "yellow"]
+CHOICE = {"task": "choice", "problem": "Which?\nA. red\nB. blue\nC. green\nD. yellow"}
+TIMES = ["half", "quarter", "quarter to", "quarter past"]
+LENGTHS = ["35°", "3.5 cm", "$\\frac{1}{2}$", "12 cm"]
+BOXES = ["[10, 20, 110, 220]", "[200, 20, 310, 220]", "[10, 300, 110, 420]"]
+
+# a problem, and references to it of which no answer can be right for two
+PROBLEMS = [
+    ({"task": "count"}, ["0", "1", "2", "3", "4", "12", "13", "70", "71"]),
+    ({"task": "auto"}, ["0", "2", "3", "4", "23", "32", "100", "102", "-3"]),
+    ({"task": "math"}, ["0.1", "0.2", "2.5", "2.65", "13.37", "13.59", "0", "2", "25", "\\frac{9}{4}"]),
+    ({"task": "math"}, ["2\\sqrt{3}", "3", "2", "\\pi", "3.5", "150cm", "153cm", "x + 1", "x"]),
+    ({"task": "math"}, ["(0, 1)", "[0, 1)", "(1, 0)", "0", "1", "(0, 2)", "1, 2", "1, 3"]),
+    ({"task": "math"}, ["red", "blue", "cube", "yes", "no", "odd", "even"]),
+    ({"task": "text"}, ["red", "blue", "the Severn", "cube", "yes", "no", "red cube"]),
+    ({"task": "auto"}, ["red", "blue", "cube", "yes", "no", "3", "A", "B"]),
+    (CHOICE, ["A", "B", "C", "D", "A, B", "B, C", "A, B, C"]),
+    (CHOICE, COLOURS),
+    ({"task": "choice", "problem": "When?", "options": TIMES}, TIMES),
+    ({"task": "choice", "problem": "When?", "options": TIMES}, ["A", "B", "C", "D"]),
+    ({"task": "choice", "problem": "How long?", "options": LENGTHS}, ["A", "B", "C", "D", "A, C"]),
+    ({"task": "choice", "problem": "Which?"}, ["A", "B", "C", "D", "A\nC"]),
+    ({"task": "grounding", "problem": "Where?"}, BOXES),
+    ({"task": "auto", "problem": "Where?"}, BOXES),
+]
+# fmt: off
+TEMPTING = [
+    " ", " or ", " and ", " is ", "is ", ", ", "; ", "/", " / ", "\n", " = ", "=", " not ", " but ", "-", "+",
+    ".", "(", ")", "[", "]", "{", "}", "$", "**", "\\boxed{", "\\text{", "\\approx ", " approximately ",
+    "about ", "the answer is ", "answer: ", "maybe ", "either ", "both ", "all of ", "none of ", "option ",
+    "no, ", "yes, ", "A", "B", "C", "(B)", "C. ", "D) ", "1", "2", "3", "0", ".0", "°", " cm", "%", "x = ",
+    "y = ",
+    "there are ", "</answer>", "<answer>", "</Answer><ANSWER>", "two ", "three", "the ", "a ", "left: ", "?",
+    '{"bbox_2d": ', "\\pm ", "\\frac{1}{2}", "\\sqrt{3}", "(red)", "red", "blue", " (", ": ", " to ", " | ",
+    "\\cup ", " vs ", "~",
+]
+# fmt: on
+
+
+@st.composite
+def temptations(draw):
+    """(row without solution, references, completion): the references between pieces that tempt a grader."""
+    asked, wanted = draw(st.sampled_from(PROBLEMS))
+    piece = st.one_of(st.sampled_from(wanted), st.sampled_from(wanted), st.sampled_from(TEMPTING))
+    pieces = draw(st.lists(piece, min_size=1, max_size=7))
+    return asked, wanted, f"<answer>{draw(st.sampled_from(['', ' '])).join(pieces)}</answer>"
+
+
+@settings(max_examples=900, deadline=None)
+@given(temptations())
+def test_no_completion_is_right_for_two_references(tempting):
+    asked, wanted, completion = tempting
+    right = [s for s in wanted if score(completion, {"problem": "?", **asked, "solution": s})["accuracy"]]
+    assert len(right) <= 1, (completion, right)
+
+
+PAYING = [  # an answer, its row's task, a reference: right and wrong ones
+    ("5", "count", "5"),
+    ("5", "count", "6"),
+    ("5 cubes", "count", "5"),
+    ("3 or 4", "count", "3"),
+    ("\\frac{1}{2}", "math", "0.5"),
+    ("2\\sqrt{3}", "math", "2√{3}"),
+    ("2\\sqrt{3}", "math", "3√{2}"),
+    ("12 cm", "math", "12"),
+    ("13 cm", "math", "12cm"),
+    ("x = 5", "math", "5"),
+    ("(0, 1]", "math", "(0, 1]"),
+    ("(0, 1]", "math", "[0, 1)"),
+    ("70 or 71", "math", "70"),
+    ("red", "text", "red"),
+    ("red cubes", "text", "red cube"),
+    ("red", "math", "red"),
+    ("B", "choice", "B"),
+    ("(B) blue", "choice", "B"),
+    ("blue", "choice", "B"),
+    ("B", "choice", "blue"),
+    ("red", "choice", "B"),
+    ("A, B", "choice", "B"),
+    ("5", "auto", "5"),
+    ("-5", "auto", "5"),
+]
+DECORATIONS = [
+    " {} ", "\n{}\n", "\t{}", "{}.", "**{}**", "$ {} $", "${}$", "\\( {} \\)", "\\[{}\\]", "\\boxed{{{}}}",
+]  # fmt: skip
+TAGS = [
+    "<answer>{}</answer>",
+    "<ANSWER>{}</Answer>",
+    "<think>3?</think>\n< answer >{}</ answer> ",
+    "{0}<answer>{0}</answer>",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(PAYING), st.lists(st.sampled_from(DECORATIONS), max_size=3), st.sampled_from(TAGS))
+def test_decoration_changes_no_verdict(paying, decorations, tags):
+    answer, task, solution = paying
+    asked = {**CHOICE, "task": task, "solution": solution}
+    plain = score(f"<answer>{answer}</answer>", asked)["accuracy"]
+    decorated = answer
+    for decoration in decorations:
+        decorated = decoration.format(decorated)
+    assert score(tags.format(decorated), asked)["accuracy"] == plain, (decorated, plain)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(PAYING), st.lists(st.sampled_from(DECORATIONS[:7]), max_size=2))
+def test_decoration_of_the_reference_changes_no_verdict(paying, decorations):
+    answer, task, solution = paying
+    plain = score(f"<answer>{answer}</answer>", {**CHOICE, "task": task, "solution": solution})["accuracy"]
+    for decoration in decorations:
+        solution = decoration.format(solution)
+    asked = {**CHOICE, "task": task, "solution": solution}
+    assert score(f"<answer>{answer}</answer>", asked)["accuracy"] == plain, (solution, plain)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.permutations(COLOURS),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from(["{0}", "({0})", "{0}. {1}", "{1}", "{0} ({1})", "The answer is {0}: {1}."]),
+)
+def test_the_order_of_the_options_does_not_matter(options, given_at, right_at, wording):
+    answer = wording.format("ABCD"[given_at], options[given_at])
+    asked = {"task": "choice", "problem": "Which?", "options": options}
+    for solution in ("ABCD"[right_at], options[right_at]):
+        verdict = score(f"<answer>{answer}</answer>", {**asked, "solution": solution})["accuracy"]
+        assert verdict == (given_at == right_at), (answer, solution)
 
 
 def test_agreement_with_verdicts_by_hand():

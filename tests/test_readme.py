@@ -62,9 +62,10 @@ def script_of(words: list[str]) -> tuple[str, list[str]]:
     """Script and arguments of a command, ("", []) if it runs none of ours, as `pip install` does."""
     if "-m" in words:
         at = words.index("-m") + 1
-        package = words[at].split(".")[0]
-        ours = package in FOLDERS
-        return (words[at].replace(".", "/") + ".py", words[at + 1 :]) if ours else ("", [])
+        if words[at].split(".")[0] not in FOLDERS:
+            return "", []
+        path = words[at].replace(".", "/")
+        return f"{path}/__main__.py" if Path(path).is_dir() else f"{path}.py", words[at + 1 :]
     for at, word in enumerate(words):
         if word.endswith((".py", ".sh")):
             return word, words[at + 1 :]

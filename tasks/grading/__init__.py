@@ -19,6 +19,16 @@ auto       right by the rule that the look of the reference suggests
 
 relaxed, anls and vqa are the metrics of tasks/metrics.py. A new task is one short function and one line in
 VERIFIERS.
+
+The stages, a file each, in their order: find.py (evaluation falls back on conclusion.py), clean.py, split.py,
+then by kind compare.py, words.py, choices.py, boxes.py. Which of their rules decided about an answer:
+
+    python -m tasks.grading "3 cubes" 3 --task=count
+    right:     by the rule 'the same number of things'
+    python -m tasks.grading "So there are 4 + 6 = 10 flocks." 4 --task=count --lenient
+    wrong:     by the rule 'the same number of things'
+    python -m tasks.grading "quarter to" quarter --task=choice --options="half;quarter;quarter to"
+    wrong:     by the rule 'the same options'
 """
 
 import ast
@@ -27,24 +37,37 @@ import re
 from tasks.grading.boxes import same_box
 from tasks.grading.choices import same_choice
 from tasks.grading.compare import same_count, same_math
-from tasks.grading.find import extract_answer
+from tasks.grading.find import extract_answer, last_tagged  # noqa: F401
 from tasks.grading.patterns import NUMBER
+from tasks.grading.stages import note
 from tasks.grading.words import same_text
 from tasks.metrics import anls, relaxed, vqa
 
+BOX = re.compile(rf"\s*\[(?:\s*{NUMBER}\s*,){{3}}\s*{NUMBER}\s*\]\s*")
+
+
+def task_of(row: dict) -> str:
+    """The task of a row; "grounding" for one of the task "auto" whose reference is a box."""
+    task = row.get("task", "auto")
+    if task == "auto" and any(BOX.fullmatch(solution) for solution in references(row)):
+        return "grounding"
+    return task
+
 
 def same_auto(answer: str, solution: str, row: dict | None = None) -> bool:
-    """The look of the reference decides: a letter is a choice, four numbers in brackets are a box, an integer
-    is a count or math, anything else with digits or mathematical signs is math, the rest is text.
+    """By the rule that the look of the reference suggests.
+
+    A letter is a choice, four numbers in brackets are a box, an integer is a count or math, anything else
+    with digits or mathematical signs is math, the rest is text.
     """
     if re.fullmatch(r"\(?[A-Z]\)?\.?", solution.strip()):
         return same_choice(answer, solution, row)
-    if re.fullmatch(rf"\s*\[(?:\s*{NUMBER}\s*,){{3}}\s*{NUMBER}\s*\]\s*", solution):
+    if BOX.fullmatch(solution):
         return same_box(answer, solution, row)
-    if re.fullmatch(r"[-+]?\d+", solution.strip()) and same_count(answer, solution):
+    if re.fullmatch(r"[-+]?\d+", solution.strip()) and same_count(answer, solution, row):
         return True
     if re.search(r"[\d\\√π=^]", solution):
-        return same_math(answer, solution)
+        return same_math(answer, solution, row)
     return same_text(answer, solution)
 
 
@@ -65,7 +88,7 @@ TAKES_ALL = (vqa,)  # verifiers that compare with all accepted answers at once; 
 def references(row: dict) -> list[str]:
     """The accepted answers of a row, usually one: a solution "['24/7', '3.429']" is a list of them."""
     solution = str(row["solution"])
-    tagged = extract_answer(solution)  # data sets of the R1 family ship the reference inside tags
+    tagged = last_tagged(solution)  # data sets of the R1 family ship the reference inside tags
     if tagged is not None:
         solution = tagged
     solution = solution.strip()
@@ -86,7 +109,10 @@ def verdict(answer: str, row: dict) -> float:
     if is_right in TAKES_ALL:
         return float(is_right(answer, references(row), row))
     best = 0.0
-    for solution in references(row):
+    accepted = references(row)
+    for solution in accepted:
+        if len(accepted) > 1:
+            note("compare", f"with the reference {solution}")
         best = max(best, float(is_right(answer, solution, row)))
         if best == 1:
             break  # the others could cost a symbolic comparison each

@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.grading.patterns import IN_BRACES, NUMBER, either
+from tasks.grading.patterns import NUMBER, either
 from tasks.grading.quantities import number
 
 # fmt: off
@@ -24,6 +24,7 @@ SIGNS = {
     "±": "\\pm ",
     "≈": "\\approx ",
     "∶": ":",
+    "∠": "\\angle ",
     "½": "\\frac{1}{2}",
 }
 # fmt: on
@@ -31,70 +32,137 @@ FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}  # the ASCII characters a
 TYPOGRAPHY = str.maketrans(SIGNS | FULL_WIDTH)
 QUOTES = " \"'`“”*;"
 
-BOLD = re.compile(r"(?<![\w)}])\*\*(?=\S)([^*]+)\*\*(?![\w({\\])")  # **5**, but not 9**9**9
+BOLD = re.compile(r"(?<![\w)}])\*\*(?=\S)([^*]+)\*\*(?![\d({])")  # **5**, but not 9**9**9
+STRAY_BOLD = re.compile(  # of bold around blanks, lines, bold: no power, as an operand is missing
+    either(
+        r"(?<![\w)}\]])(?<![\w)}\]] )\*\*",  # "** 5"
+        r"\*\*(?! ?[-+\w({\\])",  # "5 **"
+    )
+)
+EMPHASIS = re.compile(r"\*([^*]+)\*")  # *5*
 DELIMITERS = re.compile(
     either(
         r"\\[()\[\]]",  # \( \) \[ \]
-        r"\\?\$(?=\S)",
-        r"(?<=\S)\$",
+        r"\\\$|\$",  # $5$, $$5$$, $ 5 $; of money the amount is left
+        r"\\(?:left|right)(?![a-zA-Z])(?: ?\.)?",  # \left( and \right.
+        r"\\(?:[bB]igg?[lrm]?|displaystyle|textstyle)(?![a-zA-Z])",
         r"\\end\{answer\}",
-        r"\\[,;! ]",  # thin spaces
+        r"\\[,;:! ]",  # thin spaces
         r"~",
         r"\\hline",
         r"\\q?quad",
     )
 )
-WRAPPER = re.compile(rf"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed|mbox)\s*\{{({IN_BRACES})\}}")
+PANDOC_POWER = re.compile(r"\^(\d)\^(?![\w({\\])")  # cm^2^
+STYLES = either(
+    r"text(?:bf|rm|it|sf|tt|normal)?",
+    r"math(?:rm|bf|it|sf|tt)",
+    r"f?boxed|[fm]box|operatorname|boldsymbol|bm|emph|underline",
+)
+# what unwrap() tells apart
+BRACE = re.compile(
+    either(
+        rf"(?P<style>\\{STYLES}\s{{0,9}}\{{)",  # \boxed{
+        r"\\.",  # \{ is a character, no bracket
+        r"[{}]",
+    )
+)
 
 
 def clean(text: str) -> str:
-    """`text` without math delimiters, \\boxed, \\text, bold, full-width forms, final full stop, blanks."""
+    """`text` without decoration, in one line: "5" for "$ 5 $", "**5**", "\\boxed{5}" and "\\text{5}."."""
+    text = re.sub(r"\s+", " ", undecorated(text)).strip().rstrip(" .")
+    emphasis = EMPHASIS.fullmatch(text)
+    return emphasis[1].strip().rstrip(" .") if emphasis else text
+
+
+def undecorated(text: str) -> str:
+    """`text` without math delimiters, bold, \\boxed, \\text, full-width forms; its lines stay."""
     text = text.translate(TYPOGRAPHY)
     text = BOLD.sub(r"\1", text)
-    text = DELIMITERS.sub(" ", text)
-    for _ in range(2):  # \boxed{\text{B}}
-        text = WRAPPER.sub(r" \1 ", text)
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
+    text = unwrap(DELIMITERS.sub(" ", text))
+    text = STRAY_BOLD.sub(" ", text)
+    return PANDOC_POWER.sub(r"^\1", text)
 
 
-SIZING = re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr)(?![a-zA-Z])")
+BOX_BEHIND = re.compile(r"(?<=\S)[ \t]+(?=\$?\\boxed)")
+
+
+def bare_lines(text: str) -> list[str]:
+    """The lines of a text without decoration, none twice: ["15"] for "**15**", "$15$" and "\\boxed{15}".
+
+    A box behind something else is a line of its own, as it says the answer again.
+    """
+    lines = {}
+    for line in undecorated(BOX_BEHIND.sub("\n", text)).split("\n"):
+        key = squeezed(clean(line))
+        if key:
+            lines.setdefault(key, line)
+    return list(lines.values())
+
+
+def squeezed(text: str) -> str:
+    """Two texts are the same but for case and blanks if they agree in this. "1 2" is not "12"."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", text.casefold())
+
+
+def unwrap(text: str) -> str:
+    """`text` without \\boxed{}, \\text{} and other styles, whatever is inside: " B " for "\\boxed{B}"."""
+    if "\\" not in text:
+        return text
+    pieces = []
+    closing = []  # of every open brace: what its partner becomes
+    done = 0
+    for match in BRACE.finditer(text):
+        pieces.append(text[done : match.start()])
+        done = match.end()
+        if match["style"]:
+            pieces.append(" ")
+            closing.append(" ")
+        elif match[0] == "{":
+            pieces.append("{")
+            closing.append("}")
+        elif match[0] == "}":
+            pieces.append(closing.pop() if closing else "}")
+        else:
+            pieces.append(match[0])
+    return "".join(pieces) + text[done:]
+
+
 DEGREE_SIGNS = either(r"[°º掳∘˚]", r"\^\s*\{\s*\\circ\s*\}", r"\^?\s*\\circ(?![a-zA-Z])", r"\\degree")
 DEGREE = re.compile(rf"{DEGREE_SIGNS}(?:\s*[TC]\b)?|\b[dD]egrees?\b")  # 49°T is a bearing
 LOST_BACKSLASH = re.compile(
     r"(?<![a-zA-Z\\])(?:[dtc](?=frac))?(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))"
 )
+FILLER = re.compile(r"^(?:therefore|thus|hence|so)\s*,\s*", re.IGNORECASE)
 ABOUT = re.compile(r"^(?:approximately|about|around|roughly|\\approx)\s+(?=\S)", re.IGNORECASE)
-NEXT_LABEL = re.compile(r"(?<=[\]\w)}]) (?=[A-Z][a-z]{3,} ?:)")
 POINT_NAME = re.compile(r"^[A-Z]'{0,2} ?(?=\([^()]*,[^()]*\)$)")
 RATIO = re.compile(rf"({NUMBER}|[a-z])\s*:\s*({NUMBER}|[a-z])")
 
 
 def repair(text: str) -> str:
     """`text` as LaTeX that the parser reads whole: it takes 2√{3} for 2 and trips over °, π and 9**9."""
-    text = SIZING.sub(" ", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = clean(DEGREE.sub(" ", text))  # angles are in degrees
     text = text.replace("**", "^").replace("π", "\\pi ")
     text = text.lstrip(QUOTES).rstrip(QUOTES + "\\")
     text = repair_roots(text)
     text = LOST_BACKSLASH.sub(r"\\\1", text)
-    text = ABOUT.sub("", text)
+    text = ABOUT.sub("", FILLER.sub("", text))
     text = repair_powers_of_ten(text)
-    text = NEXT_LABEL.sub("; ", text)  # "Domain: [0, 1] Range: [2, 3]", once two lines
     text = repair_fractions(text)
     text = POINT_NAME.sub("", text)  # A(2, 3)
-    if re.fullmatch(r"[^:]+:[^:]+", text):  # 3:4:5 is no fraction
+    if text.count(":") == 1:  # 3:4:5 is no fraction
         text = RATIO.sub(r"\\frac{\1}{\2}", text)
-    return re.sub(r"\s+", " ", as_interval(text)).strip()
+    return re.sub(r"\s+", " ", text).strip()
 
 
 ROOT_SIGN = r"(?<![a-zA-Z\\])sqrt"  # without its backslash
-ROOT_OF_BRACES = re.compile(rf"√\s*\{{|{ROOT_SIGN}\s*\{{|\\sqrt\s+\{{")
+ROOT_OF_BRACES = re.compile(rf"(?:√|{ROOT_SIGN})\s*\{{")
 ROOT_OF_OTHERS = re.compile(
     either(
         rf"(?:√|{ROOT_SIGN})\s*\(([^()]*)\)",  # √(12)
         r"√\s*(\d+(?:\.\d+)?|[a-z])",  # √12
-        r"\\sqrt\s*(\d)",  # \sqrt3
     )
 )
 
@@ -103,7 +171,7 @@ def repair_roots(text: str) -> str:
     """\\sqrt{12} for √{12}, √(12), √12, sqrt{12} and sqrt(12)."""
 
     def with_braces(root: re.Match) -> str:
-        return f"\\sqrt{{{root[1] or root[2] or root[3]}}}"
+        return f"\\sqrt{{{root[1] or root[2]}}}"
 
     return ROOT_OF_OTHERS.sub(with_braces, ROOT_OF_BRACES.sub(r"\\sqrt{", text))
 
@@ -144,35 +212,3 @@ def mixed(match: re.Match) -> str:
     if top >= bottom:
         return match[0]
     return f"\\frac{{{whole * bottom + top}}}{{{bottom}}}"
-
-
-FLIP = str.maketrans("<>lg", "><gl")  # also turns \leq into \geq
-BOUND = r"(-?\\infty|[^<>=a-zA-Z,\\]{1,20})"  # \infty, 5, -2
-VARIABLE = r"(?:[a-z]|[a-z]\([a-z]\))"  # x, f(x)
-LESS = r"(<|\\leq?(?![a-z])|<=)"
-ORDER = r"(<|>|\\[lg]eq?|<=|>=)"
-BETWEEN = re.compile(rf"\s*{BOUND}\s*{LESS}\s*{VARIABLE}\s*{LESS}\s*{BOUND}\s*")
-BOUND_FIRST = re.compile(rf"\s*{BOUND}\s*{ORDER}\s*({VARIABLE})\s*")
-VARIABLE_FIRST = re.compile(rf"\s*{VARIABLE}\s*{ORDER}\s*{BOUND}\s*")
-
-
-def as_interval(text: str) -> str:
-    """ "[-4, 9]" for "-4 \\leq g(x) \\leq 9", "(3, \\infty)" for "x > 3"; any other text unchanged."""
-    between = BETWEEN.fullmatch(text)
-    if between:
-        low, low_sign, high_sign, high = between.groups()
-        opening = "(" if low_sign == "<" else "["
-        closing = ")" if high_sign == "<" else "]"
-        return f"{opening}{low.strip()}, {high.strip()}{closing}"
-    turned = BOUND_FIRST.fullmatch(text)
-    if turned:  # -2 < x is x > -2
-        bound, sign, variable = turned.groups()
-        text = f"{variable} {sign.translate(FLIP)} {bound}"
-    bounded = VARIABLE_FIRST.fullmatch(text)
-    if not bounded:
-        return text
-    sign, bound = bounded.groups()
-    is_open = sign in "<>"
-    if sign.startswith(("<", "\\l")):
-        return f"(-\\infty, {bound.strip()}" + (")" if is_open else "]")
-    return ("(" if is_open else "[") + f"{bound.strip()}, \\infty)"

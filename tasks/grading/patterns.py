@@ -28,7 +28,6 @@ NUMBER = rf"[-+]?{DIGITS}"
 # regular expressions cannot count, so braces in braces are spelt out
 FLAT_BRACES = r"\{[^{}]*\}"  # {x}
 BRACES = rf"\{{(?:[^{{}}]|{FLAT_BRACES})*\}}"  # {x} and {x^{2}}
-IN_BRACES = rf"(?:[^{{}}]|{BRACES})*"  # any text whose braces are such
 
 LATEX_COMMAND = re.compile(r"\\[a-zA-Z]+")
 FUNCTIONS = ("sin", "cos", "tan", "log")  # words of a formula, not of prose

@@ -167,13 +167,38 @@ def of_things(text: str) -> Fraction | None:
     return number(count)
 
 
+ROUNDING = Fraction(5, 1000)  # of the value: what rounding to three digits may change at most (100.5 to 101)
+SLACK = Fraction(1, 1_000_000)  # of half a digit, for values from floating point
+
+
 def rounds_to(value: Fraction, decimal: str) -> bool:
-    """Does the value round to the decimal as written, 2.828 to "2.83"? An integer is exact: nothing does."""
-    places = re.fullmatch(r"[-+]?[\d,]*\.(\d+)", decimal.strip())
-    if not places:
+    """Is the decimal, as written, this value rounded: "2.83" for 2.828, "43.9" for 43.86, "0.33" for 1/3?
+
+    Not "2.2" for 20/9, not "0.1" for 0.14, not "0.01" for 0.0149: one decimal, or one digit, is as likely
+    exact, and such a value is off by more than rounding to three digits can do (0.5 %). An integer is always
+    exact.
+    """
+    if not re.search(r"\.\d", decimal) or not is_rounded(value, decimal):
         return False
-    half_a_digit = Fraction(1, 2 * 10 ** len(places[1]))
-    return abs(value - number(decimal)) <= half_a_digit * Fraction(1_000_001, 1_000_000)
+    digits = re.sub(r"\D", "", decimal).lstrip("0")
+    if re.search(r"\.\d\d", decimal) and len(digits) > 1:
+        return True
+    return abs(value - number(decimal)) <= ROUNDING * abs(number(decimal))
+
+
+def is_rounded(value: Fraction, written: str) -> bool:
+    """Is the number, as written, this value rounded half up to so many places: "2.2" for 20/9, "14" for 13.6?
+
+    A tie has one rounding only, else 2.825 would be right for 2.82 and for 2.83.
+    """
+    digits = re.fullmatch(r"[-+]?[\d,]*\.?(\d*)", written.strip())
+    rounded = number(written)
+    if not digits or rounded is None:
+        return False
+    if rounded < 0:
+        value, rounded = -value, -rounded
+    half = Fraction(1, 2 * 10 ** len(digits[1]))
+    return rounded - half * (1 + SLACK) <= value < rounded + half * (1 - SLACK)
 
 
 def six_digits(value: Fraction, decimal: str, exact: Fraction) -> bool:

@@ -1,13 +1,15 @@
-"""Stage 3, split: an equation into its sides, a list into its members."""
+"""Stage 3, split: an equation into its sides, a text into its labelled parts, a list into its members."""
 
 import re
 
-from tasks.grading.find import last_value
-from tasks.grading.patterns import FUNCTIONS, LATEX_COMMAND
+from tasks.grading.conclusion import last_value
+from tasks.grading.patterns import FUNCTIONS, LATEX_COMMAND, either
 
-FILLER = re.compile(r"^(?:therefore|thus|hence|so|(?:yes|no)(?=.*[\d\\]))\s*,\s*", re.IGNORECASE)
+# -----------------------------------------------------------------------------
+# an equation: its name and its value
+# -----------------------------------------------------------------------------
+
 THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-LONG_LABEL = re.compile(r"\b(?!sin|cos|tan|log)[A-Za-z]{3,} ?[:=]")  # "Center =", "domain:"
 EQUALS = re.compile(r"(?<![<>!:\\])=")
 
 
@@ -16,7 +18,6 @@ def sides(text: str) -> tuple[str, str]:
 
     That is the value itself, a calculation, a chain of equations or a sentence that ends in it.
     """
-    text = FILLER.sub("", text)
     listed = THOUSANDS_COMMA.sub("", text) if "=" in text else text
     if len(top_level(listed)) > 1:
         return "", text
@@ -24,7 +25,6 @@ def sides(text: str) -> tuple[str, str]:
         said = last_value(text)
         if said and is_prose(text[: -len(said)]):
             return "", said
-    text = LONG_LABEL.sub(" ", text).strip()
     parts = [part.strip() for part in EQUALS.split(text)]
     left, right = parts[0], parts[-1]
     if len(parts) == 1:
@@ -48,6 +48,69 @@ def is_label(left: str) -> bool:
     """Is this the name of a value (x, AB, f(x), S_1, \\angle A, or nothing), not an expression?"""
     return not re.search(r"[-+*/^<>|]|\d[a-zA-Z]|\\frac|\\sqrt", left)
 
+
+# -----------------------------------------------------------------------------
+# labelled parts
+# -----------------------------------------------------------------------------
+
+# words that tell the parts of an answer apart, and what may stand around them
+PART = r"(?P<part>domain|range|increas|decreas|constant|maxim|minim|vertical|horizontal)[a-z]{0,6}"
+BEFORE_PART = r"(?:\b(?:and|the|an?|function|graph|f|is|it|has|local|relative|absolute|for|on|with|where) )*"
+BEHIND_PART = r"(?: (?:is|are|at|on|over|for|of|in|when|if|the|f|function|intervals?|values?|asymptotes?)\b)*"
+NAME = rf"(?:^|(?<=[,;] )|\band )(?:the )?(?P<name>(?!(?:{'|'.join(FUNCTIONS)})\b)[A-Za-z]{{3,20}}) ?[:=]"
+LABEL = re.compile(
+    either(
+        rf"(?P<open>\()?{BEFORE_PART}\b{PART}{BEHIND_PART} ?[:=]?(?(open)\))",  # the domain is, (range)
+        NAME,  # Center =
+    ),
+    re.IGNORECASE,
+)
+A_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+BETWEEN_PARTS = re.compile(r"^(?:[ ,;]|and\b)+|(?:[ ,;.]|\band)+$")
+
+
+def parts(text: str) -> list[tuple[str, str]]:
+    """[("domain", "[0, 1]"), ("range", "[2, 3]")] for "domain: [0, 1], range: [2, 3]"; [("", text)] without.
+
+    The labels stand before the values or behind them ("[0, 1] for domain and [2, 3] for range"), or are
+    different names ("a = 3, b = 4"). A single label that is no word of PART does not matter.
+    """
+    labels = list(LABEL.finditer(text)) if A_WORD.search(text) else []
+    if not labels:
+        return named(text)
+    keys = [(label["part"] or label["name"]).lower() for label in labels]
+    starts = [0] + [label.end() for label in labels]
+    ends = [label.start() for label in labels] + [len(text)]
+    between = [BETWEEN_PARTS.sub("", text[i:j]) for i, j in zip(starts, ends, strict=True)]
+    if not between[0] and all(between[1:]):
+        values = between[1:]
+    elif not between[-1] and all(between[:-1]):
+        values = between[:-1]
+    elif len(labels) == 1:
+        values = [between[1] if between[1] and is_prose(between[0]) else text]  # "In this graph the range is"
+    else:
+        return named(text)
+    if len(labels) == 1:
+        return [((labels[0]["part"] or "").lower(), values[0])]
+    found = {}
+    for key, value in zip(keys, values, strict=True):  # "increasing on (0, 1), increasing on (2, 3)"
+        found[key] = f"{found[key]}, {value}" if key in found else value
+    return list(found.items())
+
+
+def named(text: str) -> list[tuple[str, str]]:
+    """[("x", "3"), ("y", "4")] for "x = 3, y = 4"; [("", text)] where a name is missing or is there twice."""
+    if text.count("=") > 1:
+        pairs = [sides(member) for member in top_level(text)]
+        names = [left for left, _ in pairs]
+        if len(names) > 1 and all(names) and len(set(names)) == len(names) and all(map(is_label, names)):
+            return pairs
+    return [("", text)]
+
+
+# -----------------------------------------------------------------------------
+# lists
+# -----------------------------------------------------------------------------
 
 PLUS_MINUS = re.compile(r"([^,]*?)\\pm ?([^,]+)")
 
@@ -96,3 +159,39 @@ def top_level(text: str) -> list[str]:
             start = match.end()
     parts.append(text[start:].strip())
     return [part for part in parts if part] or [text]
+
+
+# -----------------------------------------------------------------------------
+# inequalities
+# -----------------------------------------------------------------------------
+
+FLIP = str.maketrans("<>lg", "><gl")  # also turns \leq into \geq
+BOUND = r"(-?\\infty|[^<>=a-zA-Z,\\]{1,20})"  # \infty, 5, -2
+VARIABLE = r"(?:[a-z]|[a-z]\([a-z]\))"  # x, f(x)
+LESS = r"(<|\\leq?(?![a-z])|<=)"
+ORDER = r"(<|>|\\[lg]eq?|<=|>=)"
+BETWEEN = re.compile(rf"\s*{BOUND}\s*{LESS}\s*{VARIABLE}\s*{LESS}\s*{BOUND}\s*")
+BOUND_FIRST = re.compile(rf"\s*{BOUND}\s*{ORDER}\s*({VARIABLE})\s*")
+VARIABLE_FIRST = re.compile(rf"\s*{VARIABLE}\s*{ORDER}\s*{BOUND}\s*")
+
+
+def as_interval(text: str) -> str:
+    """ "[-4, 9]" for "-4 \\leq g(x) \\leq 9", "(3, \\infty)" for "x > 3"; any other text unchanged."""
+    between = BETWEEN.fullmatch(text)
+    if between:
+        low, low_sign, high_sign, high = between.groups()
+        opening = "(" if low_sign == "<" else "["
+        closing = ")" if high_sign == "<" else "]"
+        return f"{opening}{low.strip()}, {high.strip()}{closing}"
+    turned = BOUND_FIRST.fullmatch(text)
+    if turned:  # -2 < x is x > -2
+        bound, sign, variable = turned.groups()
+        text = f"{variable} {sign.translate(FLIP)} {bound}"
+    bounded = VARIABLE_FIRST.fullmatch(text)
+    if not bounded:
+        return text
+    sign, bound = bounded.groups()
+    is_open = sign in "<>"
+    if sign.startswith(("<", "\\l")):
+        return f"(-\\infty, {bound.strip()}" + (")" if is_open else "]")
+    return ("(" if is_open else "[") + f"{bound.strip()}, \\infty)"

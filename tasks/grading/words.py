@@ -3,10 +3,18 @@
 import re
 
 from tasks.grading.clean import clean
+from tasks.grading.patterns import FUNCTIONS, WORDS, either
+from tasks.grading.stages import by
+
+QUOTES = "\"'`“”‘’「」 "
+# "the Severn" and "a cube", but not "A major", "A positive" and "A b"
+ARTICLE = re.compile(
+    r"^(?:the|an?) (?=[\w(]{2})(?!(?:major|minor|flat|sharp|plus|minus|positive|negative)\b)", re.IGNORECASE
+)
 
 
 def same_words(answer: str, option: str) -> bool:
-    """Equal as texts but for case, articles and punctuation behind a word."""
+    """Equal as texts but for case, articles and punctuation behind a word: "The Red." for red."""
     a, o = plain_words(answer), plain_words(option)
     if a == o:
         return a != ""
@@ -14,8 +22,10 @@ def same_words(answer: str, option: str) -> bool:
 
 
 def plain_words(text: str) -> str:
-    text = clean(text[:1000]).casefold()
-    return re.sub(r"^(?:the|an?) |[\"'`“”‘’.,;:!?]+(?=\s|$)", "", text).strip()
+    """ "dark blue" of "The dark blue.", "`Dark blue`" and "a dark blue!"."""
+    text = clean(text[:1000]).replace("’", "'").lstrip(QUOTES)
+    text = ARTICLE.sub("", text)  # first, because of "A. cat"
+    return re.sub(r"[\"'`“”‘’.,;:!?]+(?=\s|$)", "", text).casefold().strip()
 
 
 def without_markup(text: str) -> str:
@@ -29,41 +39,97 @@ NEGATED = re.compile(
     re.IGNORECASE,
 )
 NEITHER = re.compile(r"(?:.* is )?neither(?: (?:even )?n?or odd| odd n?or even| even n?or odd)?")
-VERBS = r"is|are|was|were|be|will|would|belongs? to|point(?:s|ing) to|shows?|depicts?|represents?|indicates?"
-ENDS_IN_VERB = re.compile(rf"(?:^|:|\b(?:{VERBS})) ?$")
+YES_OR_NO = ("yes", "no", "true", "false")
+TAKEN_BACK = re.compile(r"\b(?:but|however|or|maybe|perhaps|although|though|unless|partly)\b")
 
 
 def names(answer: str, words: str) -> bool:
-    """Does a short sentence say `words`, a reference of letters only? "Clara is the tallest" says Clara.
+    """Does a short sentence say `words`, a reference of letters only? "The ball is red" says red.
 
-    Of yes, no, true and false the sentence begins with the right one ("No, because ..."). Neither "not" nor
-    "or" may be in it.
+    What it says is read before the reference is looked at, so that no sentence says two words. With yes, no,
+    true and false it may also begin ("No, because ..."), if no other of these follows.
     """
-    answer = clean(answer[:400]).casefold().rstrip(".!")
-    words = words.casefold()
+    answer, words = clean(answer[:400]).casefold().rstrip(".!"), words.casefold()
     if words == "neither":  # "neither even nor odd"
         return NEITHER.fullmatch(answer) is not None
-    if words in ("yes", "no", "true", "false"):
-        begins = re.match(rf"{words}\s*(?:[,.;:]|$)", answer)
-        hedged = re.search(r"\b(?:but|however|or)\b", answer)
-        verdicts = re.findall(r"\b(?:yes|no|true|false)\b", answer)
-        return bool(begins) and not hedged and set(verdicts) == {words}
-    if not re.fullmatch(r"[a-z][a-z' -]{2,60}", words):
+    if words in YES_OR_NO:
+        begins = re.match(rf"{words}\s*(?:[,.;:]|$)", answer) and not TAKEN_BACK.search(answer)
+        mentioned = set(re.findall(rf"\b{either(*YES_OR_NO)}\b", answer))
+        return mentioned == {words} and (bool(begins) or words in said(answer))
+    return only_words(words) and thing(words) in said(answer)
+
+
+def only_words(text: str) -> bool:
+    """Is this a word or a few, which have no value? Not "three", "sin x", "ABC" or a list."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,60}", text) or re.fullmatch("[A-Z]{3,4}", text):
         return False
-    if len(answer.split()) > 25 or re.search(r"[\n,;]|[.!?]\s|\bvs\b", answer):
-        return False
-    found = re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", answer)
-    if not found:
-        return False
-    before, after = answer[: found.start()], answer[found.end() :]
-    if NEGATED.search(before + after):
-        return False
-    before = re.sub(r"(?:(?:most )?likely )?(?:the |an? )?$", "", before)
-    return ENDS_IN_VERB.search(before) is not None
+    return not {*WORDS, *FUNCTIONS, "and", "or"} & set(text.casefold().split())
+
+
+IS = r"(?:is|are|was|were|will|would|must|should)(?: most)?(?: likely| probably)?(?: be)?"
+VERBS = either(
+    rf"\b{IS} (?:pointing|belonging) to\b",  # the arrow is pointing to
+    rf"\b{IS}\b:?",
+    r"\b(?:belongs?|points?) to\b",
+    r"\b(?:shows|depicts|represents|indicates)\b",
+    r":",  # colour: red
+)
+# the first verb that is not one of a relative clause: "the ball that is left is red"
+VERB = re.compile(rf"(?<!\bthat )(?<!\bwhich )(?<!\bwho ){VERBS}")
+SHORT_IS = re.compile(r"\b(it|that|this|there|he|she|answer)['’]s\b")
+CHOSEN = re.compile(
+    either(
+        r"(?:the )?(?:correct|right|best)",  # red is correct
+        r"(?:the|my) (?:(?:correct|right|best|final) )?(?:answer|option|choice)",  # red is the answer
+    )
+)
+# what is said of the one who was asked for: "Clara is the tallest", "Bob has the most apples"
+SINGLED_OUT = re.compile(
+    r"(.{2,60}?) (?:is|are|was|were|has|have|had) (the (?:\w{2,12}est|most|least|only)\b.*)"
+)
+PRONOUN = re.compile(r"(?:it|this|that|there|here|he|she|they|the answer|answer)$")
+
+
+def said(sentence: str) -> list[str]:
+    """What a sentence says, as plain words: ["red"] for "The ball is red."; [] if nothing, or too much.
+
+    "Red is the answer" says red. "Clara is the tallest" says who it is and what, of which a question asks
+    only one. All other sentences say at most one thing: "red or blue" and "is red is blue" say nothing.
+    """
+    text = SHORT_IS.sub(r"\1 is", clean(sentence[:400]).casefold().rstrip(".!"))
+    text = re.sub(r"^(?:so|thus|hence|therefore),? ", "", text)
+    if len(text.split()) > 25 or re.search(r"[\n,;?]|[.!]\s|\bvs\b", text):
+        return []
+    parts = [part.strip() for part in VERB.split(text)]
+    single = SINGLED_OUT.fullmatch(text)
+    if single and len(parts) <= 2 and not NEGATED.search(text) and not PRONOUN.match(single[1]):
+        return [thing(single[1]), thing(single[2])]
+    if len(parts) > 2 or (len(parts) == 2 and NEGATED.search(parts[0])):
+        return []
+    if len(parts) == 2 and CHOSEN.fullmatch(parts[1]) and not PRONOUN.match(parts[0]):
+        return [thing(parts[0])]
+    return [thing(parts[-1])]
+
+
+# what it is besides, which says no more: "embryonic stage of pregnancy", "odd function", "the red one"
+SORT = re.compile(
+    r"(?<=\w) (?:ones?|stage|phase|period|style|function|shape|colou?r|cells?|tissue|type|object|congruence)"
+    r"(?: of \w+)?$"
+)
+
+
+def thing(text: str) -> str:
+    """ "red" of "the red one", "spleen" of "most likely the spleen"."""
+    text = re.sub(r"^(?:(?:most )?likely|probably) ", "", text.strip(), flags=re.IGNORECASE)
+    return SORT.sub("", plain_words(text))
 
 
 def same_text(answer: str, solution: str, row: dict | None = None) -> bool:
-    """Equal but for case, blanks, quotes, math delimiters and a final full stop; nothing fuzzy."""
-    answer = clean(answer).strip("\"'`“”").casefold()
-    solution = clean(solution).strip("\"'`“”").casefold()
-    return answer == solution != ""
+    """Equal but for case, blanks, an article, quotes, math delimiters, a final full stop; nothing fuzzy."""
+    return by("the same text", plain_text(answer) == plain_text(solution) != "")
+
+
+def plain_text(text: str) -> str:
+    """ "severn" of '"The Severn."'."""
+    text = clean(clean(text).strip(QUOTES)).strip(QUOTES)
+    return ARTICLE.sub("", text).casefold()
