@@ -46,6 +46,7 @@ import checkpoint
 import common
 import data
 import heldout
+import memory
 import qwen
 import rewards
 import sampling
@@ -125,6 +126,8 @@ keep = 3                  # newest checkpoints to keep; 0 = all
 show_interval = 20        # steps between two full completions on the console; 0 = never
 thumbnails = 2            # prompts per step and process whose image goes into rollouts.jsonl and .html
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
+plan = ""                 # '8x80' (GPUs x GB) or True: print what the run takes of memory, and stop; 'off': a
+                          # run that will not fit the GPU by these sums is started all the same
 # -----------------------------------------------------------------------------
 # fmt: on
 
@@ -219,6 +222,8 @@ def importance_weight(old_logp: torch.Tensor, rollout_logp: torch.Tensor, cap: f
 
 def main():
     config = configure(globals(), sys.argv[1:], __file__)
+    if memory.show(config):
+        return
     part_weights = rewards.check_weights(reward_weights)
     rewards.check_metric("eval_metric", eval_metric)
     # first of all: its processes must not inherit a GPU or an engine
@@ -230,6 +235,7 @@ def main():
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None  # one process talks for all
     common.check_knobs(config, world)
+    memory.check(config, world, memory.device_bytes())
     P = prompts_per_step // world
     G = group_size
     S = P * G

@@ -31,6 +31,7 @@ import checkpoint
 import common
 import data
 import heldout
+import memory
 import qwen
 import rewards
 import sampling
@@ -88,12 +89,16 @@ eval_interval = 0         # steps between evaluations (greedy answers by the mod
 save_interval = 0         # steps between checkpoints; 0 = only at the end
 keep = 3                  # newest checkpoints to keep; 0 = all
 trackers = ""             # 'tensorboard', 'wandb' or both with a comma; metrics.jsonl is always written
+plan = ""                 # '8x80' (GPUs x GB) or True: print what the run takes of memory, and stop; 'off': a
+                          # run that will not fit the GPU by these sums is started all the same
 # -----------------------------------------------------------------------------
 # fmt: on
 
 
 def main():
     config = configure(globals(), sys.argv[1:], __file__)
+    if memory.show(config):
+        return
     rewards.check_metric("eval_metric", eval_metric)
     scorer = rewards.Scorer(0, [eval_metric])  # of the held-out rows
 
@@ -103,6 +108,7 @@ def main():
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None
     common.check_knobs(config, world)
+    memory.check(config, world, memory.device_bytes())
     P = batch_size // world
     checkpoint.open_folder(config, rank, say)
 

@@ -1,6 +1,7 @@
 # R1-V: Qwen2-VL-2B-Instruct learns to count CLEVR objects from nothing but the right number.
-# Hardware: 8 x 80 GB. R1-V's published run: 100 steps, 30 minutes on 8 x A100, SuperCLEVR-200 from 48.0 to
-# 82.5 %.
+# Hardware: 8 x 80 GB.
+# Plan (--plan=8x80): at most 55 of 85 GB a GPU, host memory 29 GB, disk 71 GB.
+# R1-V's published run: 100 steps, 30 minutes on 8 x A100, SuperCLEVR-200 from 48.0 to 82.5 %.
 # Not yet run by us on 8 GPUs; the knobs are those of R1-V's README and scripts.
 #   torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py
 out_dir = "out/clevr"

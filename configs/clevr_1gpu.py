@@ -1,8 +1,8 @@
 # R1-V's recipe on one 80 GB GPU: the same 128 sequences a step as configs/clevr.py, one process.
-# Hardware: 1 x 80 GB. Weights, gradients, AdamW state and reference of a 2B model are about 40 GB; vLLM
-# sleeps during the update.
+# Hardware: 1 x 80 GB. Not yet run by us.
+# Plan (--plan=1x80): at most 63 of 85 GB a GPU, host memory 12 GB, disk 71 GB.
 #   torchrun train_grpo.py configs/clevr_1gpu.py
-# 24-48 GB: add --freeze_vision=True --offload_optimizer=True --beta=0.0 --micro_tokens=4096
+# Smaller cards: configs/clevr_24gb.py (LoRA), configs/clevr_24gb_offload.py (all weights).
 out_dir = "out/clevr_1gpu"
 model = "Qwen/Qwen2-VL-2B-Instruct"
 data_source = "leonardPKU/clevr_cogen_a_train"

@@ -1,6 +1,7 @@
 # R1-V on geometry: Qwen2.5-VL-3B learns GeoQA from nothing but the final answer.
-# Hardware: 8 x 80 GB. R1-V publishes GeoQA 35.4 to 47.5 % after one epoch (4 GPUs for training and one for
-# vLLM).
+# Hardware: 8 x 80 GB.
+# Plan (--plan=8x80): at most 59 of 85 GB a GPU, host memory 92 GB, disk 188 GB.
+# R1-V publishes GeoQA 35.4 to 47.5 % after one epoch (4 GPUs for training and one for vLLM).
 # Not yet run by us on 8 GPUs; the knobs are those of R1-V's script.
 #   torchrun --nproc_per_node=8 train_grpo.py configs/geoqa.py
 #   torchrun --nproc_per_node=8 eval.py configs/eval.py --model=out/geoqa/step-001000 --bench=geoqa_test

@@ -1,8 +1,9 @@
 # OpenV-R1 on its visual collection: counting, geometry, choices and boxes in one run; each row is graded by
 # its own task.
-# Hardware: 8 x 80 GB. OpenV-R1 publishes, for its checkpoint 8,500 with Qwen2.5-VL-3B: SuperCLEVR-5k 64.1
-# to 93.4 %,
-# GeoQA 37.0 to 54.2 %, RefCOCO (mean of three) 75.3 to 86.1 %. Not yet run by us on 8 GPUs.
+# Hardware: 8 x 80 GB. Not yet run by us on 8 GPUs.
+# Plan (--plan=8x80): at most 59 of 85 GB a GPU, host memory 92 GB, disk 188 GB.
+# OpenV-R1 publishes, for its checkpoint 8,500 with Qwen2.5-VL-3B: SuperCLEVR-5k 64.1 to 93.4 %, GeoQA 37.0 to
+# 54.2 %, RefCOCO (mean of three) 75.3 to 86.1 %.
 #   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py
 # Its text-only counterpart, and both together:
 #   torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py --data_source=openv_text \

@@ -1,5 +1,6 @@
 # Your own data: from a file of rows to a trained policy, on one GPU. docs/own_data.md goes through it.
-# Hardware: 1 x 80 GB, about 40 GB of it by arithmetic (README, "On GPUs"); not yet run by us on a GPU.
+# Hardware: 1 x 80 GB. Not yet run by us on a GPU.
+# Plan (--plan=1x80): at most 59 of 85 GB a GPU, host memory 12 GB, disk 110 GB.
 #   python data.py my/train.jsonl             # first: can all rows be used?
 #   python train_grpo.py configs/own.py
 out_dir = "out/own"

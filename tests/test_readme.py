@@ -21,7 +21,7 @@ from tasks import benchmarks
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("", "tasks", "experiments")  # whose Python files stand in the README's tables
+FOLDERS = ("", "tasks", "tasks/grading", "experiments")  # whose Python files stand in the README's tables
 WITH_KNOBS = (
     "train_grpo.py",
     "train_sft.py",
