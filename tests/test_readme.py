@@ -30,6 +30,8 @@ WITH_KNOBS = (
     "distill.py",
     "experiments/study.py",
     "experiments/bench.py",
+    "experiments/limit.py",
+    "experiments/decide.py",
 )
 
 # what starts a command of ours, after environment variables: DEVICE=cpu bash experiments/bench_gpu.sh
