@@ -3,17 +3,19 @@
 out_dir/config.json           the knobs of the run
 out_dir/step-000100/          an export: weights, and the other files of the base model as they were
 out_dir/resume/step-000100/   what the run goes on from; the two newest are kept
-    state/                    DeepSpeed's files: weights, optimizer
+    state/                    DeepSpeed's files: trained weights, optimizer
     rank-00000.pt             random states of a process
-    loop.json                 step, place in the data, knobs
+    loop.json                 step, number of processes, place in the data, knobs
     manifest.json             size and SHA-256 of each of these files
 
 Nothing here is ever half-written under its final name: a folder or file is written beside, flushed to the
 disk and renamed. The state comes first, then the export; a run that was killed in between writes the export
 when it starts again. States hold JSON, tensors and a few plain classes of DeepSpeed's; loading runs no code.
+With as many processes as before a run goes on bit by bit; with more or fewer its optimizer is cut anew.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -21,9 +23,11 @@ import os
 import pickle
 import random
 import re
+import secrets
 import shutil
+import socket
 import sys
-import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +38,7 @@ import common
 
 SCRIPT = Path(sys.argv[0]).name  # train_grpo.py or train_sft.py
 KEEP_STATES = 2  # resume states that are kept: the newest, and the one before in case a disk has spoilt it
+SHARED_SECONDS = 10  # after which every process must see a new file: network file systems take a moment
 
 # fmt: off
 # Knobs that may change when a run is resumed: they do not touch what the steps so far have computed, and the
@@ -135,15 +140,19 @@ def open_folder(config: dict, rank: int, say=print) -> None:
     SystemExit, one sentence, if it cannot be written to, if it holds the model, if another run is at work in
     it, or if it holds a run that these knobs do not continue.
     """
+    out_dir = Path(config["out_dir"])
+    # a new name each time: no network file system can have noted that it is not there
+    sign = out_dir / common.all_gather(f"shared-{secrets.token_hex(8)}.tmp")[0]
     if rank == 0:
-        out_dir = Path(config["out_dir"])
         refuse_model(out_dir, config["model"])
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
             lock(out_dir, say)
-            tempfile.TemporaryFile(dir=out_dir).close()  # may we write there?
             for left in [*out_dir.glob("step-*.tmp"), *out_dir.glob("resume/step-*.tmp")]:
                 shutil.rmtree(left)  # of a run that was killed
+            for left in out_dir.glob("shared-*.tmp"):
+                left.unlink()
+            sign.touch()  # may we write there?
             if config["resume"]:
                 compare_knobs(out_dir, config, say)
         except OSError as error:
@@ -151,6 +160,27 @@ def open_folder(config: dict, rank: int, say=print) -> None:
                 f"out_dir: cannot write to '{out_dir}' ({error.strerror}); name another folder with --out_dir"
             ) from error
     torch.distributed.barrier()
+    require_shared(sign, rank)
+
+
+def require_shared(sign: Path, rank: int) -> None:
+    """SystemExit on all ranks if one of them does not see what rank 0 has just written. ALL RANKS.
+
+    Machines without a common disk would train and save, each its own part of a state, and no run could go on
+    from it.
+    """
+    end = time.time() + SHARED_SECONDS
+    while not sign.exists() and time.time() < end:
+        time.sleep(0.05)
+    seen = common.all_gather((sign.exists(), socket.gethostname()))
+    if rank == 0:
+        sign.unlink()
+    for number, (sees, host) in enumerate(seen):
+        if not sees:
+            raise SystemExit(
+                f"out_dir: process {number} on {host} does not see what process 0 on {seen[0][1]} writes to "
+                f"'{sign.parent}'; name a folder on a disk that all machines share with --out_dir"
+            )
 
 
 def refuse_model(out_dir: Path, model: str) -> None:
@@ -245,9 +275,9 @@ def read_json(path: Path):
 def check_room(net, config: dict, rank: int) -> None:
     """SystemExit if the disk has too little room for the states and exports that the run will write.
 
-    bytes of an export = those of all weights; of a state = the same + 12 for each trained weight (Adam's two
-    moments and a master copy, float32). One state more than is kept stands there while it is written, and one
-    export more.
+    bytes of an export = those of all weights; of a state = those of the trained weights + 12 for each (Adam's
+    two moments and a master copy, float32). One state more than is kept stands there while it is written, and
+    one export more.
     """
     if rank != 0:
         return
@@ -255,7 +285,8 @@ def check_room(net, config: dict, rank: int) -> None:
     weights = [p for name, p in net.named_parameters() if ".lora_" not in name]
     export_bytes = sum(p.numel() * p.element_size() for p in weights)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    state_bytes = export_bytes + 12 * trained
+    trained_bytes = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
+    state_bytes = trained_bytes + 12 * trained
 
     states, exports = complete(out_dir / "resume"), complete(out_dir)
     if not config["resume"]:
@@ -436,22 +467,28 @@ def is_disk_error(error: Exception) -> bool:
 
 
 def save_state(engine, stream, step: int, config: dict, rank: int) -> None:
-    """out_dir/resume/step-N: weights and optimizer, random states, place in the data. ALL RANKS."""
+    """out_dir/resume/step-N: trained weights, optimizer, random states, place in the data. ALL RANKS."""
     world = torch.distributed.get_world_size()
     final = Path(config["out_dir"], "resume", f"step-{step:06d}")
     temporary = final.with_name(final.name + ".tmp")
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     torch.distributed.barrier()
-    engine.save_checkpoint(str(temporary), tag="state", save_latest=False)
+    engine.module_state_dict = lambda **options: trained_state(engine.module)
+    # without the frozen weights: they are those of the model, which the run loads when it goes on
+    engine.save_checkpoint(str(temporary), "state", save_latest=False, exclude_frozen_parameters=True)
     torch.save(random_states(), temporary / f"rank-{rank:05d}.pt")
-    cursors = common.all_gather(stream.cursor)
-    skipped = common.all_gather(stream.skipped)
+    places = {}  # a process that the run has started with: (its cursor, rows that it has skipped)
+    for share in common.all_gather(stream.places()):
+        places |= share
+    places = [places[number] for number in sorted(places)]
+    frozen = frozen_sum(engine)
     if rank == 0:
         for unused in temporary.glob("*.py"):
             unused.unlink()  # DeepSpeed's converters: a state holds no code
-        loop = {"step": step, "world": world, "cursors": cursors, "skipped": skipped}
-        loop |= {"script": SCRIPT, "config": config}
+        loop = {"step": step, "world": world, "script": SCRIPT, "config": config, "frozen": frozen}
+        loop["cursors"] = [cursor for cursor, _ in places]
+        loop["skipped"] = [skipped for _, skipped in places]
         (temporary / "loop.json").write_text(json.dumps(loop, indent=1))
     torch.distributed.barrier()
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -460,6 +497,42 @@ def save_state(engine, stream, step: int, config: dict, rank: int) -> None:
         common.flush(temporary / "state")
         put_in_place(temporary, final)
     torch.distributed.barrier()
+
+
+def trained_state(module) -> dict:
+    """The weights that are trained, and the buffers.
+
+    DeepSpeed's own list of them holds frozen weights that are tied, under their second name.
+    """
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+@functools.cache  # they stay what they are
+def frozen_sum(engine) -> int:
+    """Checksum of the weights that are not trained: their bits, added up as whole numbers. ALL RANKS.
+
+    It does not depend on how ZeRO-3 shards them over how many processes.
+    """
+    total = 0
+    for parameter in engine.module.parameters():
+        if not parameter.requires_grad:
+            kind = {2: torch.int16, 4: torch.int32}[parameter.element_size()]
+            bits = own_part(parameter).contiguous().view(kind).flatten()
+            # in pieces, as torch's sum with another dtype is ten times slower on a CPU
+            total += sum(piece.long().sum() for piece in bits.split(2**20)).item()
+    if engine.zero_optimization_partition_weights():
+        total = sum(common.all_gather(total))
+    return total % 2**64  # a sum that int64 cannot hold starts over
+
+
+def own_part(parameter) -> torch.Tensor:
+    """What this process has of a weight: all, or under ZeRO-3 its slice without the padding at the end."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    size = parameter.ds_tensor.numel()
+    left = parameter.ds_numel - torch.distributed.get_rank() * size
+    return parameter.ds_tensor.detach().flatten()[: max(0, left)]
 
 
 def random_states() -> dict:
@@ -493,8 +566,7 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
 
     Returns its step, 0 if there is none or the knob `resume` is False: then the run in out_dir is removed.
     From here on out_dir is a run with these knobs: config.json.
-    SystemExit, one sentence, if there are states and all are damaged, or if they are of another number of
-    processes. ALL RANKS.
+    SystemExit, one sentence, if there are states and all are damaged. ALL RANKS.
     """
     out_dir = Path(config["out_dir"])
     if rank == 0 and not config["resume"]:
@@ -504,8 +576,10 @@ def resume(engine, model, base: dict[str, bytes], stream, config: dict, rank: in
     states = complete(out_dir / "resume")
     whole = newest_whole(states, rank, say)
     if whole:
-        step = load_state(engine, stream, whole, rank)
-        say(f"resume: step {step} of {out_dir}")
+        step, before = load_state(engine, stream, whole, rank)
+        world = torch.distributed.get_world_size()
+        change = "" if before == world else f", written by {before} process(es), now {world}"
+        say(f"resume: step {step} of {out_dir}{change}")
     path = out_dir / whole.name if whole else out_dir / "config.json"
     with full_disk_explained(path):
         if whole and not path.exists():
@@ -536,27 +610,162 @@ def newest_whole(states: list[Path], rank: int, say) -> Path | None:
     return None
 
 
-def load_state(engine, stream, state: Path, rank: int) -> int:
-    """Weights, optimizer, random states and place in the data as they were; returns the step. ALL RANKS."""
+def load_state(engine, stream, state: Path, rank: int) -> tuple[int, int]:
+    """Weights, optimizer, random states and place in the data as they were. ALL RANKS.
+
+    Returns the step and the number of processes that have written the state.
+    """
     world = torch.distributed.get_world_size()
     loop = json.loads((state / "loop.json").read_text())
-    if loop["world"] != world:
+    # states of older versions hold the frozen weights, and no sum of them
+    if loop.get("frozen", frozen_sum(engine)) != frozen_sum(engine):
         raise SystemExit(
-            f"resume: '{state}' was written by {loop['world']} process(es), this run has {world}; "
-            "start it with as many"
+            f"resume: the frozen weights of '{loop['config']['model']}' are not those with which '{state}' "
+            "was trained; put the model back as it was, or start over with --resume=False"
         )
-    engine.checkpoint_engine.load = load_tensors
-    loaded, _ = engine.load_checkpoint(str(state), tag="state")
+    load_engine(engine, state, loop["world"], rank)
+    if rank < loop["world"]:
+        set_random_states(load_tensors(state / f"rank-{rank:05d}.pt"))
+    else:  # a process that was not there: numbers of its own, the same whenever it goes on from here
+        seed = random.Random(f"{loop['config']['seed']}-{loop['step']}-{rank}").getrandbits(32)
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    if len(loop["cursors"]) == world:
+        stream.cursor = loop["cursors"][rank]
+        stream.skipped = loop["skipped"][rank]
+    else:
+        stream.go_on_for(loop["cursors"], loop["skipped"])
+    return loop["step"], loop["world"]
+
+
+def load_engine(engine, state: Path, before: int, rank: int) -> None:
+    """Trained weights and optimizer, from the files that `before` processes have written. ALL RANKS."""
+    folder = state / "state"
+    same = before == torch.distributed.get_world_size()
+    trained = [name for name, p in engine.module.named_parameters() if p.requires_grad]
+
+    def load(path, map_location="cpu"):
+        """In place of DeepSpeed's torch.load, which would run code from the file."""
+        if not same and "optim_states" in Path(path).name:
+            return {"optimizer_state_dict": recut(engine, folder, before, rank)}
+        found = load_tensors(path, map_location)
+        if "module" in found:
+            missing = [name for name in trained if name not in found["module"]]
+            if missing:
+                raise SystemExit(
+                    f"resume: '{path}' lacks {len(missing)} of {len(trained)} trained weights, the first is "
+                    f"'{missing[0]}'; start over with --resume=False"
+                )
+        if not same and "module" in found:
+            found["dp_world_size"] = torch.distributed.get_world_size()
+            if engine.zero_optimization_partition_weights():
+                found["frozen_param_fragments"] = None  # rank 0's slices, of a state of an older version
+        return found
+
+    engine.checkpoint_engine.load = load
+    if not same:
+        first = min(folder.glob("*model_states.pt"))  # of rank 0: a new process has none of its own there
+        engine._get_all_ckpt_names = lambda *_: [str(first)]
+    # not strict: the frozen weights are not in the file
+    loaded, _ = engine.load_checkpoint(str(state), tag="state", load_module_strict=False)
     if loaded is None:
         raise SystemExit(f"resume: DeepSpeed cannot load '{state}'; start over with --resume=False")
-    set_random_states(load_tensors(state / f"rank-{rank:05d}.pt"))
-    stream.cursor = loop["cursors"][rank]
-    stream.skipped = loop["skipped"][rank]
-    return loop["step"]
 
 
-def load_tensors(path, map_location="cpu"):
-    """torch.load that runs no code from the file, in place of DeepSpeed's, which would run any."""
+@torch.no_grad()
+def recut(engine, folder: Path, before: int, rank: int) -> dict:
+    """This process's share of the optimizer's state, cut out of those of another number of processes.
+
+    ZeRO cuts rows of numbers into as many slices as there are processes: under ZeRO-3 each parameter is such
+    a row, under ZeRO-1 and 2 all parameters laid end to end are one. Master weights and Adam's moments are
+    cut alike. The files are mapped into memory: only what is taken is read.
+    """
+    world = torch.distributed.get_world_size()
+    stage_3 = engine.zero_optimization_partition_weights()
+    master, adam = "single_partition_of_fp32_groups", "base_optimizer_state"
+    if stage_3:
+        master, adam = "fp32_flat_groups", "optimizer_state_dict"
+    saved = load_tensors(min(folder.glob("*model_states.pt")), mmap=True)["param_shapes"]
+    now = engine._get_zero_param_shapes()
+    if flat_shapes(saved) != flat_shapes(now):
+        raise SystemExit(
+            f"resume: '{folder}' holds other weights than this run trains; start over with --resume=False"
+        )
+    shares = []
+    for number in range(before):
+        path = next(folder.glob(f"*zero_pp_rank_{number}_mp_rank_00_optim_states.pt"))
+        shares.append(load_tensors(path, mmap=True)["optimizer_state_dict"])
+
+    # of each group, which lies in one tensor: lengths of its rows, and of their slices then and now
+    rows = [[shape.numel() for shape in group.values()] for group in saved]
+    if stage_3:
+        old_sizes = [[math.ceil(n / before) for n in group] for group in rows]
+        new_sizes = [[math.ceil(shape.numel() / world) for shape in group.values()] for group in now]
+    else:
+        rows = [[sum(group)] for group in rows]
+        old_sizes = [[flat.numel()] for flat in shares[0][master]]
+        new_sizes = [[group["params"][0].numel()] for group in engine.optimizer.param_groups]
+
+    def cut(groups_of: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+        """The new tensors, one for each group; groups_of has the old ones of each process."""
+        slices = []  # of each process, row by row
+        for groups in groups_of:
+            slices.append([])
+            for flat, sizes in zip(groups, old_sizes, strict=True):
+                slices[-1] += flat.split(sizes) if stage_3 else [flat]
+        old_rows = zip(sum(rows, []), sum(old_sizes, []), *slices, strict=True)
+        result = []
+        for sizes in new_sizes:
+            result.append(torch.zeros(sum(sizes)))
+            for mine in result[-1].split(sizes):
+                length, old_size, *old = next(old_rows)
+                fill_slice(mine, rank, length, old, old_size)
+        return result
+
+    share = dict(shares[0])  # what is not cut is the same in all of them: the step, the loss scale
+    share[master] = cut([of_process[master] for of_process in shares])
+    # of one parameter group: that is all that the trainers make; {} before the first update
+    states = [of_process[adam]["state"] for of_process in shares]
+    first = states[0].get(0, {})
+    cut_states = {
+        key: cut([[of_group[key] for of_group in state.values()] for state in states])
+        for key, value in first.items()
+        if torch.is_tensor(value) and value.dim()
+    }
+    new_state = {}
+    for number in range(len(now) if first else 0):
+        new_state[number] = first | {key: tensors[number] for key, tensors in cut_states.items()}
+    settings = shares[0][adam]["param_groups"][0] | {"params": list(range(len(now)))}
+    share[adam] = {"state": new_state, "param_groups": [settings]}
+    return share
+
+
+def flat_shapes(groups: list[dict]) -> list[tuple]:
+    """(name, shape) of all parameters of all groups, in their order."""
+    return [(name, tuple(shape)) for group in groups for name, shape in group.items()]
+
+
+def fill_slice(mine: torch.Tensor, rank: int, length: int, old: list[torch.Tensor], old_size: int) -> None:
+    """Slice number `rank` of a row of `length` numbers into `mine`, from its slices of another size.
+
+    Behind the row's end stays what is there: padding.
+
+    >>> old = [torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), torch.tensor([4.0, 9.0])]  # 9: padding
+    >>> mine = torch.zeros(3)
+    >>> fill_slice(mine, 1, 5, old, 2)
+    >>> mine.tolist()
+    [3.0, 4.0, 0.0]
+    """
+    start = rank * len(mine)
+    end = min(length, start + len(mine))
+    for number, piece in enumerate(old):
+        offset = number * old_size
+        first, last = max(start, offset), min(end, offset + old_size)
+        if first < last:
+            mine[first - start : last - start] = piece[first - offset : last - offset]
+
+
+def load_tensors(path, map_location="cpu", mmap=False):
+    """torch.load that runs no code from the file; with mmap tensors are read when they are used."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -564,7 +773,7 @@ def load_tensors(path, map_location="cpu"):
     plain = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # what else its states hold
     with torch.serialization.safe_globals(plain):
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             raise SystemExit(
                 f"resume: '{path}' holds something else than numbers, so this program has not written it; "

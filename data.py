@@ -38,6 +38,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -887,7 +888,7 @@ class Stream:
 
     `take(n)` gives the next n usable prompts and prepares the n after them in threads while the GPU works.
     `cursor` (rows looked at so far by this rank) is all there is to save: the same cursor gives the same next
-    prompts.
+    prompts. On another number of ranks than the run has started with, see go_on_for.
     """
 
     def __init__(
@@ -918,6 +919,7 @@ class Stream:
         self.warned = False  # that a large share was skipped
         self.order = []  # of the rows, in the epoch that the last row was of
         self.order_epoch = -1
+        self.lanes = {}  # streams of the processes that the run has started with: see go_on_for
         self.pending = None  # the future of the prompts that are being prepared
         self.pending_for = None  # the (cursor, n) that they are for
         self.worker = ThreadPoolExecutor(1)
@@ -925,7 +927,36 @@ class Stream:
 
     @property
     def epoch(self) -> float:
+        if self.lanes:
+            return next(iter(self.lanes.values())).epoch
         return self.cursor / self.per_epoch
+
+    def places(self) -> dict[int, tuple[int, int]]:
+        """{rank: (cursor, skipped)}: all there is to save, for the ranks that the run has started with."""
+        streams = self.lanes or {self.rank: self}
+        return {rank: (stream.cursor, stream.skipped) for rank, stream in streams.items()}
+
+    def go_on_for(self, cursors: list[int], skipped: list[int]) -> None:
+        """From now on take the prompts that len(cursors) ranks would have taken, from these places on.
+
+        So a run that has started on 2 processes sees the same batches and the same epochs on 1 or 4, also
+        where rows are skipped. Prompt k of a step was prompt k // 2 of rank k % 2; the streams of those ranks
+        live on as lanes. A rank reads all of the lanes that it needs a prompt of: which rows are skipped
+        decides what comes next.
+        """
+        before = len(cursors)
+        common = math.gcd(before, self.world)  # ranks and lanes that leave the same rest go together
+        for lane in range(self.rank % common, before, common):
+            stream = Stream(self.rows, self.encode, self.seed, lane, before, self.shuffle, self.say)
+            stream.cursor, stream.skipped = cursors[lane], skipped[lane]
+            stream.worker, stream.readers = self.worker, self.readers
+            self.lanes[lane] = stream
+        self.count_skipped()
+
+    def count_skipped(self) -> None:
+        """Of several ranks that read the same lanes one counts what they skip."""
+        lanes = self.lanes.values() if self.rank == min(self.lanes) else ()
+        self.skipped = sum(stream.skipped for stream in lanes)
 
     def row_index(self, position: int) -> int:
         """Index of the row that this rank looks at as its number `position`."""
@@ -970,6 +1001,8 @@ class Stream:
 
         Raises SystemExit if a whole epoch (or 1,000 rows on end) holds none that can be used.
         """
+        if self.lanes:
+            return self.take_from_lanes(n)
         if self.pending_for != (self.cursor, n):  # the first call, another n, or a cursor from a checkpoint
             self.prepare(n)
         prompts, self.cursor, problems = self.pending.result()
@@ -983,6 +1016,16 @@ class Stream:
             )
         self.prepare(n)
         return prompts
+
+    def take_from_lanes(self, n: int) -> list[dict]:
+        """The next n prompts: this rank's share of what all lanes give, in the order of a step."""
+        prompts = {}  # place in the step: prompt
+        for lane, stream in self.lanes.items():
+            share = n * self.world // stream.world
+            for p, prompt in enumerate(stream.take(share)):
+                prompts[p * stream.world + lane] = prompt
+        self.count_skipped()
+        return [prompts[p * self.world + self.rank] for p in range(n)]
 
 
 def say_skipped(problem, number: int, say) -> None:

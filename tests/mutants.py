@@ -571,6 +571,27 @@ MUTANTS = [
         "[of_one.get(name, 0.0) for of_one in parts]",
         "tests/test_row_rewards.py -k mixture_a_picture",
     ),
+    # another number of processes
+    Mutant(CHECKPOINT, "offset = number * old_size", "offset = 0", "tests/test_world.py -k slices"),
+    Mutant(DATA, "p * stream.world + lane", "lane * share + p", "tests/test_world.py -k same_prompts"),
+    # the GPU path
+    Mutant(
+        COMMON, "if zero_stage > 1 else {}", "if False else {}", "tests/test_bfloat16.py -k micro_batches"
+    ),
+    Mutant(
+        "memory.py",
+        "return s.layers * layer + D",
+        "return s.layers * layer",
+        "tests/test_memory.py -k parameters",
+    ),
+    Mutant("experiments/limit.py", "4 if w.recomputes else 3", "4", "tests/test_limit.py"),
+    # the grader
+    Mutant(
+        "tasks/grading/quantities.py",
+        "ROUNDING = Fraction(5, 1000)",
+        "ROUNDING = Fraction(5, 100)",
+        "tests/test_same_math.py",
+    ),
 ]
 
 

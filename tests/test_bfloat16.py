@@ -41,21 +41,18 @@ def test_a_run_in_bfloat16_learns_saves_and_goes_on(tiny_folder, tmp_path, flags
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("stage, most", [(0, 0.1), (1, 0.005), (2, 0.001)])
-def test_gradients_of_many_micro_batches(stage, most):
-    """64 of them, their sum's norm against float32's."""
-    norms = {}
+@pytest.mark.parametrize("stage, lost", [(0, 0.45), (1, 0.45), (2, 0.0), (3, 0.0)])
+def test_gradients_of_many_micro_batches(stage, lost):
+    """600 equal ones: from 1/2 on, bfloat16 holds steps of 1/256, and 1/600 is less than half of one."""
     common.setup(0)
-    for dtype, of_stage in (("float32", 0), ("bfloat16", stage)):
-        torch.manual_seed(0)
-        layers = [torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 1)]
-        net = torch.nn.Sequential(*layers).bfloat16().to(getattr(torch, dtype))
-        engine = common.start_deepspeed(
-            net, common.deepspeed_config(of_stage, dtype, 1e9), 0.0, 0.0, (0.9, 0.999)
-        )
-        inputs = torch.randn(64, 8, 64).bfloat16()
-        for i, part in enumerate(inputs):
-            engine.set_gradient_accumulation_boundary(i == 63)
-            engine.backward(engine(part.to(getattr(torch, dtype))).float().square().sum() / 512)
-        norms[dtype] = common.optimizer_step(engine, 0.0, dtype)
-    assert abs(norms["bfloat16"] / norms["float32"] - 1) < most
+    torch.manual_seed(0)
+    net = torch.nn.Linear(64, 64, bias=False).bfloat16()
+    engine = common.start_deepspeed(
+        net, common.deepspeed_config(stage, "bfloat16", 1e9), 0.0, 0.0, (0.9, 0.999)
+    )
+    ones = torch.ones(1, 64, dtype=torch.bfloat16)
+    for i in range(600):
+        engine.set_gradient_accumulation_boundary(i == 599)
+        engine.backward(engine(ones).float().sum() / 600)
+    # 64 x 64 derivatives of 1 each
+    assert common.optimizer_step(engine, 0.0, "bfloat16") / 64 == pytest.approx(1 - lost, abs=0.06)

@@ -326,7 +326,7 @@ def test_config_says_the_dtype_of_the_weights():
 
 
 def test_too_little_room_is_said_at_the_start(tmp_path, monkeypatch):
-    """A float32 net of 100 weights, 60 of them trained: an export takes 400 bytes, a state 400 + 12 * 60.
+    """A float32 net of 100 weights, 60 of them trained: an export takes 400 bytes, a state (4 + 12) * 60.
     With 5 saves to come, 3 states and 4 exports stand there at once.
     """
     net = torch.nn.Sequential(torch.nn.Linear(10, 4, bias=False), torch.nn.Linear(10, 6, bias=False))
@@ -342,14 +342,14 @@ def test_too_little_room_is_said_at_the_start(tmp_path, monkeypatch):
             return False
         return True
 
-    assert fits(3 * 1120 + 4 * 400) and not fits(3 * 1120 + 4 * 400 - 1)
-    assert fits(1120 + 400, save_interval=0) and not fits(1120 + 399, save_interval=0)
-    assert fits(1120 + 400, steps=2) and fits(0, steps=0)
+    assert fits(3 * 960 + 4 * 400) and not fits(3 * 960 + 4 * 400 - 1)
+    assert fits(960 + 400, save_interval=0) and not fits(960 + 399, save_interval=0)
+    assert fits(960 + 400, steps=2) and fits(0, steps=0)
     for step in (2, 4):
         (tmp_path / "resume" / f"step-{step:06d}").mkdir(parents=True)
         (tmp_path / f"step-{step:06d}").mkdir()
-    assert fits(1120 + 2 * 400) and not fits(1120 + 2 * 400 - 1)
-    assert not fits(1120 + 2 * 400, resume=False)
+    assert fits(960 + 2 * 400) and not fits(960 + 2 * 400 - 1)
+    assert not fits(960 + 2 * 400, resume=False)
 
 
 # -----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ WITH_KNOBS = (
 # what starts a command of ours, after environment variables: DEVICE=cpu bash experiments/bench_gpu.sh
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|bash|\.venv/bin/\w+|\w+\.py) .*")
 # flags in the text that are no knobs: torchrun's, and "--key=value"
-NOT_OURS = {"nproc_per_node", "shutdown-timeout", "key"}
+NOT_OURS = {"nproc_per_node", "shutdown-timeout", "max-restarts", "key"}
 
 
 def code_of(page: Path) -> list[str]:
