@@ -359,7 +359,7 @@ def check_knobs(config: dict, world: int) -> None:
     )
     if config["zero_stage"] < 2 and config["dtype"] != "float32" and os.environ["RANK"] == "0":
         print(
-            f"zero_stage: with {config['zero_stage']} the gradients of a step's micro-batches are added up in "
+            f"zero_stage: with {config['zero_stage']} the gradients of all micro-batches are added up in "
             f"{config['dtype']}, which loses small ones; --zero_stage=2 adds them up in float32"
         )
     if config["zero_stage"] == 3:

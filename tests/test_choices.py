@@ -595,3 +595,80 @@ def test_long_answers_are_read_in_no_time(text):
         choices.same_choice(answer, "B", {})
         choices.same_choice("B", answer, PLAIN)
     assert time.perf_counter() - start < 1
+
+
+FIVE = {"problem": "Which?\nA. red\nB. blue\nC. green\nD. yellow\nE. white"}
+SAYS_A_AND_C = """
+A and C|A, C|A & C|A和C|A 和 C|A、C|A, and C|(A) and (C)|Both A and C are correct.|Only A and C are true.
+Statements A and C are true.|The correct statements are (A) and (C).|The answers are A and C.|Options A and C
+答案是A和C。|选项A和C都正确|选A、C|AとCが正解です。|정답은 A와 C입니다
+A und C sind richtig.|Die richtigen Antworten sind A und C.|Las respuestas correctas son A y C.
+A en C zijn juist
+Les réponses A et C sont correctes.|As alternativas A e C estão corretas.|Le risposte corrette sono A e C.
+Правильные ответы: A и C|Poprawne odpowiedzi to A i C|Doğru cevaplar A ve C
+"""
+SAYS_OTHERS = """
+A or C|A o C|A ou C|A oder C|A或C|A 或 C|A и/или C|A and C, or B|A and C are not correct|neither A nor C
+A, not C|A e|A as C|A und C oder B|A and B and C|ABC|A is true and C is false|A only or C only|A? C
+"""
+
+
+@pytest.mark.parametrize("answer", split(SAYS_A_AND_C))
+def test_several_letters_in_sentences(answer):
+    wanted = ["A", "B", "C", "AB", "AC", "BC", "ABC", "ACE", "ABCDE"]
+    assert [letters for letters in wanted if choices.same_choice(answer, letters, FIVE)] == ["AC"]
+
+
+@pytest.mark.parametrize("answer", split(SAYS_OTHERS))
+def test_these_do_not_say_a_and_c(answer):
+    assert not choices.same_choice(answer, "AC", FIVE)
+
+
+@pytest.mark.parametrize(
+    "answer, want",
+    [
+        ("It isn't B, it's A.", "A"),
+        ("It's not B. It's A.", "A"),
+        ("not B but A", "A"),
+        ("The answer is A, not B.", "A"),
+        ("It isn't A, it's A", ""),
+        ("not A", ""),
+        ("not A, B", ""),
+        ("It isn't A, B, C", ""),
+        ("not A but B or C", ""),
+        ("The arrow points to (A), the red.", "A"),
+        ("The arrow points to B.", "B"),
+        ("The arrow points at option B, the blue.", "B"),
+        ("The part shown is (B) blue", "B"),
+        ("The arrow points to (A), the blue.", ""),
+        ("The arrow points to (A) red or blue", ""),
+        ("The arrow does not point to B.", ""),
+        ("The red one is (B), blue", ""),
+        ("The red is B", ""),
+        ("選択肢Bが正解です。", "B"),
+        ("Правильный ответ: D", "D"),
+    ],
+)
+def test_one_letter_in_a_sentence(answer, want):
+    right = [letter for letter in "ABCDE" if choices.same_choice(answer, letter, FIVE)]
+    assert right == list(want)
+
+
+def test_a_letter_beyond_the_options_that_could_be_read():
+    gap = {"problem": "Какое животное?\nA. собака\nB. кошка\nD. лошадь"}
+    assert choices.same_choice("Правильный ответ: D", "D", gap)
+    assert not choices.same_choice("Правильный ответ: B", "D", gap)
+    assert not choices.same_choice("лошадь или D", "D", gap)
+
+
+def test_a_picture_in_a_sentence():
+    pictures = {"problem": "Which?\n(A) <image 2>\n(B) <image 3>\n(C) <image 4>"}
+    for answer, want in [
+        ("The next drawing is image 4.", ["C"]),
+        ("It should be <image 4>", ["C"]),
+        ("It is image 2 image 4", []),
+        ("The next image is not image 4", []),
+        ("image 3 or image 4", []),
+    ]:
+        right = [letter for letter in "ABC" if choices.same_choice(answer, letter, pictures)]
+        assert right == want, answer

@@ -264,6 +264,23 @@ CONCLUSIONS = [
     ("<think>The answer is 5.</think> <answer>", "5"),
     ("<think>The answer is 5.", "5"),
     ("<think><answer>5</think> The answer is 6.", "6"),
+    ("The sides are 6 and 4. 6 × 4 = 24, so the area is 24 cm².", "24 cm²"),
+    ("6 × 4 = 24, so the area might be 24.", None),
+    ("On Monday, approximately 71 visitors came.", "71"),
+    ("Of the 80 people who were invited, 71 visitors came.", None),
+    ("Of the ten or so people who were invited, 71 visitors came.", None),
+    ("If it rains, 71 visitors came.", None),
+    ("Since there are 48 seats in 8 rows, there are 48 ÷ 8 = 6 seats in each row.", "6"),
+    ("Since there are 48 seats, it is full.", None),
+    ("In total, there were 9 ships.", "9"),
+    ("I can see 4 boats on the lake.", "4"),
+    ("I can see 4 boats or 5.", None),
+    ("It is a lighthouse.", "It is a lighthouse."),
+    ("The building in the picture is a lighthouse", "The building in the picture is a lighthouse"),
+    ("It is hard to say.", None),
+    ("It might be a lighthouse.", None),
+    ("Yes, it is.", "Yes, it is."),
+    ("The peak was in 1998.", "1998"),
 ]
 
 
@@ -383,6 +400,10 @@ HOSTILE = [
     "=1+1" * 30_000,
     "</think>" * 20_000,
     "so " + "is " * 40_000,
+    "the " + "a " * 90,
+    "since there are 3, " * 9_000,
+    ", 71 " + "a " * 190,
+    "yes, " * 30,
     "1" * 100_000,
 ]
 

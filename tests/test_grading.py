@@ -115,7 +115,8 @@ TEMPTING = [
     "y = ",
     "there are ", "</answer>", "<answer>", "</Answer><ANSWER>", "two ", "three", "the ", "a ", "left: ", "?",
     '{"bbox_2d": ', "\\pm ", "\\frac{1}{2}", "\\sqrt{3}", "(red)", "red", "blue", " (", ": ", " to ", " | ",
-    "\\cup ", " vs ", "~",
+    "\\cup ", " vs ", "~", " was ", "looks ", "points to ", " (= ", " (", "it isn't ", "it's ",
+    "not ", "，", "和", " e ", " is the ", " in ", "so ", "statements ", "true ", "mm", "made of ", "says ",
 ]
 # fmt: on
 
@@ -135,6 +136,57 @@ def test_no_completion_is_right_for_two_references(tempting):
     asked, wanted, completion = tempting
     right = [s for s in wanted if score(completion, {"problem": "?", **asked, "solution": s})["accuracy"]]
     assert len(right) <= 1, (completion, right)
+
+
+# answers that try to say two things, for texts, numbers and letters
+SAID_TWICE = """
+is red is blue|The cube is red and the ball is blue|The cube is red. The ball is blue.
+It is red, it is blue.|It is red|is blue|It looks red but is blue|The cube looks red is blue
+It says red reads blue|It points north faces south|Yes, no|No it is yes|Yes, it is no|Yes it is red
+No, it is false|I doubt it is red|It is false that it is red|red is the cube|red has the most blue
+red is the tallest|The red one is the blue one|red is the answer is blue|Not red is blue|Yes red|in red
+made of red named blue|The answer is red: blue|red: blue|yes: no|true is the answer|yes; true
+No dog is there|It was 3 or 4|It was 3 was 4|4 is 3|There are 3 are 4|3 = 4|3 = 4 = 3|2x = 3 = 4|4 = 2x
+3 (= 4)|3 (4)|3 (or 4)|4: 3|Area: 3 Area: 4|x = 3 = y = 4|3 × 1 = 3, so 4|3 cm = 4 mm|3.6 = 4
+4 = 3.6 = 3|Area: 3\\boxed{4}|in 3 or 4|was 3, was 4|It isn't A, B, C|not A but B, not C|A, not A|A or B
+A o B|(B) is red|red is B|A, red, B|The blue one is (A), red|A and B are not right|A? B|A... B
+A is red is B|The arrow points to A. red, B. blue|B shows A, red
+3 It is red|= 3 It is red|(= 3) It is made of red|Three are red|I can see 3 is red
+No: A|only A or B
+"""
+
+
+@pytest.mark.parametrize(
+    "answer", [part for line in SAID_TWICE.strip().split("\n") for part in line.split("|")]
+)
+def test_what_says_two_things_is_not_paid_twice(answer):
+    words = [
+        "red",
+        "blue",
+        "green",
+        "cube",
+        "ball",
+        "yes",
+        "no",
+        "true",
+        "false",
+        "north",
+        "south",
+        "tallest",
+    ]
+    numbers = ["3", "4", "7", "9", "12", "3.6", "2x"]
+    letters = ["A", "B", "C", "AB", "BC", "ABC"]
+    for asked, wanted in [
+        ({"task": "text"}, words + numbers[:2]),
+        ({"task": "math", "problem": "Find 2x."}, words + numbers),
+        ({"task": "auto", "problem": "Find 2x."}, words + numbers),
+        ({"task": "count"}, numbers),
+        (CHOICE, letters),
+        (CHOICE, COLOURS),
+    ]:
+        completion = f"<answer>{answer}</answer>"
+        right = [s for s in wanted if score(completion, {"problem": "?", **asked, "solution": s})["accuracy"]]
+        assert len(right) <= 1, (asked["task"], right)
 
 
 PAYING = [  # an answer, its row's task, a reference: right and wrong ones

@@ -405,25 +405,6 @@ def older(folder, command, world):
 
 
 @slow
-@pytest.mark.parametrize("stage, now", [(3, 1)])
-def test_a_state_of_an_older_version(run, base, stage, now):
-    command = [*SFT, f"--zero_stage={stage}", "--lora_rank=4", "--learning_rate=1e-2"]
-    world = 2
-    name = f"older {stage} {now}"
-    out_dir = run(name, command, world, 2, function=older)
-    state = out_dir / "resume" / "step-000002"
-    loop = json.loads((state / "loop.json").read_text())
-    loop.pop("frozen")
-    (state / "loop.json").write_text(json.dumps(loop))
-    checkpoint.write_manifest(
-        state, [p for p in sorted(state.rglob("*")) if p.is_file() and p.name != "manifest.json"]
-    )
-    assert size(state) > 2_000_000
-    run(name, command, now, 4)
-    assert differences(out_dir, run.whole(command, world, 4))["loss"] < 2e-5
-
-
-@slow
 def test_a_state_that_lacks_a_weight(run, base):
     command = [*SFT, "--zero_stage=0", "--lora_rank=4"]
     state = run("lacks", command, 1, 2) / "resume" / "step-000002"

@@ -11,7 +11,7 @@ count      one integer, the same                      "3 cubes", "2 + 1 = 3"    
 choice     the same option, by letter or by its text  "(B) red", "b", "red"           "B, D"; "A cat" for A
 math       the same number, expression, interval ...  "1/2" for 0.5, "2√3" for √{12}  "13 cm" for 12 cm
 grounding  one box, IoU > 0.5 with the reference      {"bbox_2d": [9, 9, 99, 99]}     two boxes
-text       the same text but for case and blanks      "Red  cube." for red cube       "red cubes"
+text       the same text, perhaps in a sentence       "Red  cube." for red cube       "red cubes"
 relaxed    a number within 5 %, the same text         "12.4" for 12                   "12" for 12%
 anls       a similar text, 0 to 1                     "CocaCola" for Coca Cola: 0.89  "Coca" for Coca Cola
 vqa        what several people have said, 0 to 1      one of ten: 0.3, four of ten: 1

@@ -10,10 +10,12 @@ import re
 from tasks.grading.clean import clean
 from tasks.grading.compare import same_math
 from tasks.grading.letters import (
+    BRACKETS,
     mentions_text,
     picture,
     read_letter_with_text,
     read_letters,
+    read_sentence,
     read_several,
     without_frame,
 )
@@ -30,6 +32,9 @@ def same_choice(answer: str, solution: str, row: dict | None = None) -> bool:
     """
     options = options_of(row or {})
     wanted = meant(solution, options, row)
+    if not wanted and re.fullmatch("[A-J]", clean(solution)):
+        options = {}  # A, B and D in the problem: they are not all of them
+        wanted = meant(solution, options)
     if not options and re.fullmatch("[A-J]{2,10}", solution) and solution != "".join(sorted(solution)):
         wanted = set()  # BAD, an angle or a word
     options = without_twins(options, wanted)
@@ -109,7 +114,6 @@ def without_twins(options: dict[str, str], wanted: set[str]) -> dict[str, str]:
 # which of them a text means
 # -----------------------------------------------------------------------------
 
-BRACKETS = "()[]{}<>. "
 LOWER = list(ALPHABET.lower())
 
 
@@ -137,7 +141,7 @@ def meant(text: str, options: dict[str, str], row: dict | None = None) -> set[st
     if len(letters) == 1:
         return letters
     lettered = read_letter_with_text(lines, options)
-    letters = lettered or letters or read_several(lines, options)
+    letters = lettered or letters or read_several(lines, options) or read_sentence(lines, options)
     if letters or lettered is None or not options or len(text) > 500:  # None: "B. red" where B is blue
         return letters
     return read_text(text, options, row)
@@ -167,8 +171,9 @@ def read_text(text: str, options: dict[str, str], row: dict | None) -> set[str]:
     """
     plain = without_frame(clean(text)).strip("()[]")
     said_words = [*said(text), thing(plain)]
+    pictures = {picture(plain, bare=True), *map(picture, said(text))} - {""}
     rules = (
-        lambda option: picture(option) != "" and picture(option) == picture(plain, bare=True),
+        lambda option: picture(option) in pictures,
         lambda option: thing(option) in said_words or names(text, option),
         lambda option: not only_words(option) and same_math(text, option, row),
         lambda option: is_amount(plain, option, options),

@@ -134,10 +134,18 @@ DEGREE = re.compile(rf"{DEGREE_SIGNS}(?:\s*[TC]\b)?|\b[dD]egrees?\b")  # 49°T i
 LOST_BACKSLASH = re.compile(
     r"(?<![a-zA-Z\\])(?:[dtc](?=frac))?(pi\b|frac\{|infty\b|(?:sin|cos|tan|log|ln)(?=[\s(\d]))"
 )
-FILLER = re.compile(r"^(?:therefore|thus|hence|so)\s*,\s*", re.IGNORECASE)
-ABOUT = re.compile(r"^(?:approximately|about|around|roughly|\\approx)\s+(?=\S)", re.IGNORECASE)
+FILLER = re.compile(
+    either(
+        r"^(?:therefore|thus|hence|so)",
+        r"^(?:based on|looking at|according to|judging by|reading|from) [^,=\d]{1,60}",  # Based on the chart,
+    )
+    + r"\s{0,3},\s*",
+    re.IGNORECASE,
+)
+ABOUT = re.compile(r"^(?:approximately|about|around|roughly|\\approx|in(?= \d{4}$))\s+(?=\S)", re.IGNORECASE)
 POINT_NAME = re.compile(r"^[A-Z]'{0,2} ?(?=\([^()]*,[^()]*\)$)")
-RATIO = re.compile(rf"({NUMBER}|[a-z])\s*:\s*({NUMBER}|[a-z])")
+TERM = rf"({NUMBER}|(?<![A-Za-z\\])[a-z](?![A-Za-z]))"
+RATIO = re.compile(rf"{TERM}\s*:\s*{TERM}")  # 3:4 and a:b, but not "Area: 60"
 
 
 def repair(text: str) -> str:

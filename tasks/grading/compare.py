@@ -7,7 +7,7 @@ from tasks.grading.clean import QUOTES, bare_lines, clean, repair, squeezed
 from tasks.grading.conclusion import last_value
 from tasks.grading.patterns import NUMBER, WORD, WORDS, either
 from tasks.grading.quantities import HEDGE, from_digits, number, of_things, rounds_to, six_digits, split_unit
-from tasks.grading.readings import readings, without_asked
+from tasks.grading.readings import aside_as_equation, contradicts, readings, without_asked
 from tasks.grading.split import as_interval, is_label, parts, sides, split_list
 from tasks.grading.stages import by, note
 from tasks.grading.symbolic import nearly, proportional, same_expression
@@ -22,7 +22,9 @@ from tasks.grading.words import names, only_words, same_words
 
 COUNT_LEADS = either(
     r"\(?[a-z][.):](?=\s)",  # the letter of an option, "b) 3"
-    r".*\bthere (?:are|is)(?: only| exactly| just| a total of)?",
+    r".*\bthere (?:are|is|were|was)(?: only| exactly| just| a total of)?",
+    r"(?:i|we) (?:can )?(?:see|count|counted)(?: only| exactly| just| a total of)?",
+    r"(?:the|this) \w+ (?:shows|contains|has)(?: only| exactly| just| a total of)?",
     r"(?:the )?(?:final )?answer(?: is|:)",
     r".*\b(?:total|count|answer):",
 )
@@ -51,10 +53,13 @@ def count_of(text: str) -> Fraction | None:
 
 def read_count(text: str) -> Fraction | None:
     """The one number of things that a text names, None if it names none or has not decided ("3 or 4")."""
-    text = clean(text).lower().rsplit("=", 1)[-1].strip(QUOTES)
+    text = aside_as_equation(clean(text).lower())
+    if contradicts(text):
+        return None
+    text = text.rsplit("=", 1)[-1].strip(QUOTES)
     text = re.sub(r"^答案[是为]?:?", "", text).strip()
     text = COUNT_LEAD.sub("", text)
-    if re.match(r"the .* (?:is|are) ", text):  # "The number of cubes is 3"
+    if re.match(r"(?:it|they|the .*) (?:is|are|was|were) ", text):  # "The number of cubes is 3"
         text = last_value(text) or text
     match = COUNT.match(text)
     if not match:
@@ -94,6 +99,9 @@ def same_math(answer: str, solution: str, row: dict | None = None) -> bool:
     if only_words(clean(solution)):  # they have no value that could stand at the end of any sentence
         said = [names(line, clean(solution)) or same_words(line, solution) for line in given]
         return by("every line says the same words", said != [] and all(said))
+    given = [aside_as_equation(line) for line in given]
+    if any(map(contradicts, given)):
+        return by("it says one number", False)
     given, wanted = repaired(given, problem), repaired(wanted, problem)
     note("clean", given[-1] if given else "", wanted[-1] if wanted else "")
     given, wanted = readings(given), readings(wanted)

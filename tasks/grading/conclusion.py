@@ -156,8 +156,9 @@ HEDGED = either(
     r"about|approximately|around|roughly|nearly|almost|not|over|up to",
     r"at (?:least|most)|(?:more|less|fewer) than",
 )
+I_SEE = r"(?:there (?:are|is|were|was)|I (?:can )?(?:see|count))"
 THERE_ARE = re.compile(
-    rf"\bthere (?:are|is)(?: only| exactly| just| a total of)? (?:({HEDGED}) )?({SOME}|none|no)\b(.*)",
+    rf"\b{I_SEE}(?: only| exactly| just| a total of)? (?:({HEDGED}) )?({SOME}|none|no)\b(.*)",
     re.IGNORECASE,
 )
 SUBORDINATE = re.compile(
@@ -191,7 +192,10 @@ def there_are(text: str) -> str | None:
     hedge, count, rest = there.groups()
     before = last_clause(clause[: there.start()])
     if SUBORDINATE.search(before) or DOUBT.search(before):
-        return None if "," in rest else ""  # "Since there are 3 cubes, the total is 5"
+        _, comma, main_clause = rest.partition(",")
+        if not comma:
+            return ""
+        return there_are(main_clause)  # "Since there are 3 cubes, the total is 5"
     if TOTAL.search(rest):
         return None  # "there are 2 rows of 3, for a total of 6"
     if "=" in rest:
@@ -226,8 +230,11 @@ CONCLUDES = re.compile(r"(?:so|therefore|thus|hence|in conclusion|finally)\b", r
 
 
 def concluded(text: str) -> str | None:
-    """3.5 of a last sentence "Thus DE = 3.5"."""
+    """3.5 of a last sentence "Thus DE = 3.5", 24 of "6 * 4 = 24, so the area is 24"."""
     sentence = last_sentence(text)
+    *before, clause = SO.split(sentence)
+    if before and not DOUBT.search(clause):
+        return last_value(clause)
     return last_value(sentence) if CONCLUDES.match(sentence) else None
 
 
@@ -262,13 +269,43 @@ def final_number(text: str) -> str | None:
     return number[1].rstrip(".")
 
 
+CAME = re.compile(
+    rf"(?:so |thus )?(?:(?:approximately|about|exactly|only) )?({SOME})((?: [a-z]{{2,20}}){{1,4}})[.!]?$",
+    re.IGNORECASE,
+)
+
+
+def things_at_last(text: str) -> str | None:
+    """71 of a last clause "..., approximately 71 visitors came."."""
+    sentence = last_sentence(text)
+    came = CAME.match(last_clause(sentence))
+    if not came or DOUBT.search(sentence) or SUBORDINATE.search(sentence) or NO_COUNT.search(came[2]):
+        return None
+    before = sentence[: -len(came[0])]
+    has_others = re.search(rf"\b(?:{SOME})\b", before, re.IGNORECASE)
+    return came[1] if before and not has_others else None
+
+
 NO_REPLY = re.compile(r"<think>|[\\=?|\n]|\b(?:is|are|was|were|has|have|so|thus|answer)\b", re.IGNORECASE)
+
+
+WHOLE_REPLY = re.compile(
+    either(
+        r"(?:it|this|that|he|she|they|the(?: \w+){1,6})(?: (?:is|are|was|were)|['’]s)"
+        r"(?: (?:the|an?))?(?: [\w'-]+){1,2}",  # It is a lighthouse, but not "It is hard to say"
+        r"(?:yes|no), [\w' ]+",  # Yes, it is
+    )
+    + r"\.?",
+    re.IGNORECASE,
+)
 
 
 def bare_reply(text: str) -> str | None:
     """A whole text of a few words, "a red cube" of a model that answers and says nothing else."""
     reply = text.strip()
     is_short = len(reply) < 200 and len(reply.split()) <= 8
+    if is_short and WHOLE_REPLY.fullmatch(reply) and not DOUBT.search(reply):
+        return reply
     says_more = NO_REPLY.search(reply) or DOUBT.search(reply)
     return reply if is_short and not says_more else None
 
@@ -285,6 +322,7 @@ CONCLUSIONS = (
     ("an equation at the end", equation),
     ("a last sentence with 'so' or 'therefore'", concluded),
     ("the number or letter at the end", final_number),
+    ("a number of things in the last clause", things_at_last),
     ("a short reply, as it is", bare_reply),
 )
 
@@ -292,12 +330,13 @@ CONCLUSIONS = (
 # what a sentence says something is
 # -----------------------------------------------------------------------------
 
-SAYS = r"\b(?:is|are|equals|equal to|be)\b|[=:]"
+SAYS = r"\b(?:is|are|was|were|equals|equal to|be|occurred|happened)\b|[=:]"
 SAID = re.compile(rf"(?:{SAYS})\s*((?:(?!{SAYS}).)+)$")  # what stands behind the last of these words
 LEAD_WORDS = either(
     r"approximately|about|around|roughly|exactly|only|just|\\approx",
     r"therefore:?|thus:?|then:?|likely:?",
     r"(?:located )?at (?=the |\(|\\)",  # at (2, 3)
+    r"in (?:the year )?(?=\d{4}$)",  # in 1998
     # the point (2, 3), the function f
     r"(?:the )?(?:points?|coordinates?|interval|equation|line|function|value)(?= [^a-z]| [xyf]\b)",
 )

@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 
 from tasks.grading.compare import same_math
 from tasks.grading.patterns import ALPHABET, LATEX_COMMAND, WORDS, either
-from tasks.grading.words import QUOTES, only_words, said, same_words, thing
+from tasks.grading.words import NEGATED, QUOTES, VERB, only_words, said, same_words, thing
 
 # Words that may stand around an answer: "Therefore, the correct option is B."
 FRAME_WORDS = """
@@ -22,17 +22,37 @@ FRAME_WORDS = """
     الجواب الإجابة الصحيحة هي هو उत्तर सही विकल्प है η απάντηση είναι
 """
 FRAME = set(FRAME_WORDS.split())
+# ... and around several letters: "Statements B and E are true", "A, B und D sind richtig"
+LETTER_WORDS = """
+    statement statements answers letters items pictures figures images graphs claims true only
+    exactly following und et y και и та ve và dan en og och i richtigen korrekten aussagen antworten
+    optionen sind stimmen wahr die les lettres réponses propositions affirmations sont correctes
+    bonnes justes vraies las los opciones respuestas letras afirmaciones alternativas son verdaderas
+    respostas opções afirmações estão são corretas corretos certas verdadeiras le risposte opzioni
+    lettere affermazioni sono corrette giuste vere ответы варианты буквы утверждения правильные
+    правильны верны верные zijn antwoorden juist odpowiedzi są poprawne cevaplar doğrudur
+"""
+LETTER_FRAME = FRAME | set(LETTER_WORDS.split())
+AND_LETTER = re.compile(r"(?<=\b[A-J]\b) [eyi] (?=[A-J]\b)")  # Portuguese, Spanish, Polish: "A e C"
+NOT_THIS = re.compile(  # "It isn't B, it's A", "not B but A", "A, not B"
+    either(
+        r"^(?:it |it['’]s |the answer )?(?:is not|isn['’]t|not) (?:option )?(\(?[A-J]\)?)[,;.]? "
+        r"(?=(?:but|it['’]s|it is|the answer is|the correct answer is|rather) )(?:but |rather )?",
+        r"(?:,| and| but) not (?:option )?(\(?[A-J]\)?)$",
+    ),
+    re.IGNORECASE,
+)
 UNSPACED_FRAME = either(
-    r"答えは?|解答は?|正解[はで]?|選択肢|です|が(?=正)",  # 答えはBです
+    r"答えは?|解答は?|です|正解(?:は|で(?!す))?|選択肢|が(?=正)",  # 答えはBです
     r"정답은?|답은?|입니다",  # 정답은 B입니다
-    r"[答案是为為正确確的选選择擇项項故所以因此应應该該本题題]",  # 答案是B, 故选B
+    r"[答案是为為正确確的选選择擇项項故所以因此应應该該本题題都]",  # 答案是B, 故选B
 )
 OPENING = re.compile(
     either(
         r"^(?:based on|looking at|according to|judging by|from|given) [^,]{1,80}, ",
         # words that are letters too: "I choose B", "A resposta é B"
         r"^(?:so,? |therefore,? )?i(?= (?:choose|chose|pick|select|think|believe|would|will|go)\b)",
-        r"^a(?= (?:resposta|alternativa|opção|letra)\b)",
+        r"^as?(?= (?:respostas?|alternativas?|opção|opções|letras?|afirmações)\b)",
         r"(?<=\bé )a\b",
         rf"^{UNSPACED_FRAME}{{1,20}}",
     ),
@@ -62,8 +82,15 @@ def is_frame(word: str) -> bool:
 # letters alone
 # -----------------------------------------------------------------------------
 
+AND_UNSPACED = "[和与與及跟と와과]"  # A和C
 BETWEEN_LETTERS = re.compile(
-    either(r"[\s,;&/|.:()\[\]{}<>\"'`“”‘’*_#、!]", r"(?<!\S)[-—=](?!\S)", r"\+(?=\s?[A-J])", UNSPACED_FRAME)
+    either(
+        r"[\s,;&/|.:()\[\]{}<>\"'`“”‘’*_#、!]",
+        r"(?<!\S)[-—=](?!\S)",
+        r"\+(?=\s?[A-J])",
+        AND_UNSPACED,
+        UNSPACED_FRAME,
+    )
 )
 
 
@@ -71,12 +98,17 @@ def read_letters(text: str, labels: set[str]) -> set[str]:
     """The letters of a text that names nothing else: "(B)", "The answer is B.", "A, C", "A and C", "AC"."""
     if len(text) > 200:
         return set()
+    refused = NOT_THIS.search(text)
+    if refused:
+        rest = read_letters(NOT_THIS.sub("", text, count=1), labels)
+        return rest - {(refused[1] or refused[2]).strip("()").upper()}
+    text = AND_LETTER.sub(" and ", text)
     letters = ""
     for word in BETWEEN_LETTERS.split(OPENING.sub("", SHORT_FORM.sub("", text))):
         is_run = re.fullmatch("[A-J]{2,10}", word) and len(set(word)) == len(word)  # AC, but not II
         if is_run or re.fullmatch("[A-Za-z]", word):
             letters += word
-        elif word and word.casefold() not in FRAME:
+        elif word and word.casefold() not in LETTER_FRAME:
             return set()
     if letters.islower() and "a" in letters and len(text.split()) > len(letters) and not text.endswith("a"):
         return set()  # "a correct choice"
@@ -147,6 +179,7 @@ OTHER_LETTER = re.compile(
 )
 
 
+BRACKETS = "()[]{}<>. "
 AROUND_TEXT = " ,;-=()[]" + QUOTES
 
 
@@ -218,6 +251,19 @@ def is_copy(text: str, letter: str, options: dict[str, str]) -> bool:
 def signs(formula: str) -> str:
     """Its letters and digits without LaTeX commands: "k1k2" of "\\frac{k_1}{k_2}"."""
     return "".join(re.findall(r"[^\W_]+", LATEX_COMMAND.sub("", formula[:500])))
+
+
+def read_sentence(text: str, options: dict[str, str]) -> set[str]:
+    """{"A"} for "The arrow points to (A), the epidermis", which says another thing in front of the letter."""
+    before, *behind = VERB.split(text, maxsplit=1)
+    names_another = any(option and spaced(option) in spaced(before) for option in options.values())
+    if not behind or NEGATED.search(before) or names_another or mentions_letter(before, "", options):
+        return set()
+    letter, rest = letter_and_text(behind[0].strip(), set(options), known=False)
+    if letter == "":
+        alone = behind[0].strip(BRACKETS)
+        return {alone} & set(options)
+    return {letter} if fits(rest, letter, options) else set()
 
 
 def read_several(text: str, options: dict[str, str]) -> set[str]:

@@ -93,6 +93,28 @@ UNITS = {
     "mph":      r"mph",
 }
 # fmt: on
+# unit -> (what it is a multiple of, how many of them); for a value that is said in two units
+MULTIPLES = {
+    "mm": ("mm", 1),
+    "cm": ("mm", 10),
+    "dm": ("mm", 100),
+    "m": ("mm", 1000),
+    "km": ("mm", 10**6),
+    "in": ("in", 1),
+    "ft": ("in", 12),
+    "yd": ("in", 36),
+    "mile": ("in", 63360),
+    "mg": ("mg", 1),
+    "g": ("mg", 1000),
+    "kg": ("mg", 10**6),
+    "s": ("s", 1),
+    "min": ("s", 60),
+    "h": ("s", 3600),
+    "day": ("s", 86400),
+    "week": ("s", 604800),
+    "mL": ("mL", 1),
+    "L": ("mL", 1000),
+}
 ANY_UNIT = "|".join(f"(?:{spellings})" for spellings in UNITS.values())
 ONE_UNIT = rf"(?:square |cubic |sq\.? |平方|立方)?({ANY_UNIT})(?: ?\^? ?\{{?[234]\}}?)?"
 UNIT = re.compile(rf"{ONE_UNIT}(?: ?(?:/|per\b) ?{ONE_UNIT})?$")
@@ -108,6 +130,15 @@ def split_unit(text: str) -> tuple[str, str]:
                 over, under = unit_name(match[1]), unit_name(match[2])
                 return text[:start].strip(), f"{over}/{under}" if under else over
     return text, ""
+
+
+def same_in_both_units(one: Fraction, unit_one: str, other: Fraction, unit_other: str) -> bool | None:
+    """Is a value in one unit the other in its unit: 12 cm and 120 mm, not 12 cm and 13 mm? None: unknown."""
+    base_one, times_one = MULTIPLES.get(unit_one, ("", 0))
+    base_other, times_other = MULTIPLES.get(unit_other, ("", 0))
+    if base_one != base_other or not base_one:
+        return None
+    return one * times_one == other * times_other
 
 
 def unit_name(spelling: str | None) -> str:

@@ -5,8 +5,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks.grading.clean import FILLER, clean, squeezed
+from tasks.grading.conclusion import LEAD
 from tasks.grading.patterns import NUMBER
-from tasks.grading.quantities import FACTOR, HEDGE, is_rounded, number, rounds_to, split_unit
+from tasks.grading.quantities import (
+    FACTOR,
+    HEDGE,
+    is_rounded,
+    number,
+    rounds_to,
+    same_in_both_units,
+    split_unit,
+)
 from tasks.grading.split import EQUALS, is_label, parts, sides
 from tasks.grading.symbolic import nearly
 
@@ -25,20 +34,22 @@ NOT_LESS = re.compile(r"(?:^|[ ,;:])$")  # before it
 
 
 def without_asked(text: str, problem: str) -> str:
-    """ "1" for "m - n = 1" where the problem asks for m - n; any other text as it is."""
+    """ "1" for "m - n = 1" and "1 = m - n" where the problem asks for m - n; any other text as it is."""
     if "=" not in text or not problem:
         return text
     bare = FILLER.sub("", clean(text[:600]))
     left, *right = EQUALS.split(bare)
     if right and not is_label(left) and is_asked(left, problem):
         return right[-1]
+    if len(right) == 1 and not is_label(right[0]) and is_asked(right[0], problem):
+        return left
     return text
 
 
 def is_asked(expression: str, problem: str) -> bool:
     """Does the problem ask for the value of the expression? "If x + 1 = 3, find x" does not ask for x + 1."""
     wanted = one_spelling(expression)
-    text = one_spelling(clean(problem[-4000:]))
+    text = one_spelling(NAMED_SUM.sub(signed_sum, clean(problem[-4000:])))
     start = text.find(wanted) if 0 < len(wanted) <= 100 else -1
     while start >= 0:
         before, after = text[max(start - 120, 0) : start], text[start + len(wanted) :][:120]
@@ -48,6 +59,20 @@ def is_asked(expression: str, problem: str) -> bool:
             return True
         start = text.find(wanted, start + 1)
     return False
+
+
+# "the sum of angle 1 and angle 2", asked for in words
+NAMED_SUM = re.compile(
+    r"(?:the )?(sum|difference|product) (?:of|between) (?:the )?(?:(angle)s )?"
+    r"([^,.?;]{1,30}?) and ([^,.?;]{1,30}?)(?=[,.?;]|$)"
+)
+SIGN = {"sum": "+", "difference": "-", "product": "*"}
+
+
+def signed_sum(named: re.Match) -> str:
+    """angle 1 + angle 2, asked for."""
+    kind = f"{named[2]} " if named[2] else ""  # "angles 1 and 2"
+    return f"{kind}{named[3]} {SIGN[named[1]]} {kind}{named[4]}"
 
 
 def one_spelling(text: str) -> str:
@@ -61,6 +86,35 @@ def one_spelling(text: str) -> str:
 # -----------------------------------------------------------------------------
 # one value that is said more than once
 # -----------------------------------------------------------------------------
+
+
+SAYS = re.compile(r"(?<![<>!:\\])=|\b(?:is|are|was|were|equals)\b")
+ASIDE = re.compile(r"([^()=]{1,40}) \((?:=|or|i\.e\.,?)? ?([^()=]{1,40})\)\.?")  # 1/2 (= 0.5), 12 cm (120 mm)
+
+
+def aside_as_equation(text: str) -> str:
+    """ "1/2 = 0.5" for "1/2 (= 0.5)" and "1/2 (0.5)"; any other text as it is."""
+    aside = ASIDE.fullmatch(clean(text)) if "(" in text and len(text) < 100 else None
+    is_amount = aside and all(number(split_unit(side.strip())[0]) is not None for side in aside.groups())
+    return f"{aside[1]} = {aside[2]}" if is_amount else text
+
+
+def contradicts(text: str) -> bool:
+    """Does a text call different numbers the same: "pq = 6 = 7", "4 is 5", but not "x = 2.66 = 2.7"?"""
+    sides = SAYS.split(clean(text[:600])) if SAYS.search(text) else []
+    amounts = [split_unit(LEAD.sub("", side.strip(" ."))) for side in sides[-20:]]
+    amounts = [(value, unit) for value, unit in amounts if number(value) is not None]
+    return any(not may_be_same(*one, *other) for one, other in zip(amounts, amounts[1:], strict=False))
+
+
+def may_be_same(written_one: str, unit_one: str, written_other: str, unit_other: str) -> bool:
+    """Do two numbers with their units say one value: 2.66 and 2.7, 12 cm and 120 mm, 50 % and 0.5?"""
+    one, other = number(written_one), number(written_other)
+    if unit_one and unit_other and unit_one != unit_other:
+        return same_in_both_units(one, unit_one, other, unit_other) is not False
+    if (unit_one == "%") != (unit_other == "%"):
+        return one / other in (1, 100, Fraction(1, 100)) if other else not one
+    return one == other or is_rounded(one, written_other) or is_rounded(other, written_one)
 
 
 LEADING_NUMBER = re.compile(rf"({NUMBER})( [a-z]{{2}}.*)")  # 12.57 units if you want a number
@@ -95,6 +149,7 @@ def said(text: str) -> Said | None:
 
 
 APPROXIMATELY = r"\\approx(?![a-z])|\b(?:approximately|about|approx)\b\.?"
+IN_OTHER_UNIT = re.compile(r"=|\(|,|\bor\b|\bi\.e\.")
 SAID_AGAIN = re.compile(rf"{APPROXIMATELY}|\bor\b")
 
 
@@ -118,11 +173,26 @@ def readings(texts: list[str]) -> list[str]:
         is_calculated = any("=" in line and not name for line, name in zip(lines, names, strict=True))
         # "5 + 3 = 8" and "8 + 2 = 10" do not agree either, but are steps to the last
         return [whole] if not agreed and is_calculated else agreed
+    in_two_units = converted(whole)
+    if in_two_units:
+        return in_two_units
     pieces = [piece.strip(" ,;()") for piece in SAID_AGAIN.split(whole)]
     pieces = [piece for piece in pieces if piece]
     stated = all_said(pieces)
     approximate = re.search(APPROXIMATELY, whole) is not None
     return (agreeing(stated, approximate) if stated else []) or [whole]
+
+
+def converted(text: str) -> list[str]:
+    """["12 cm", "120 mm"] for "12 cm = 120 mm"; [] if a text does not say one value in two units."""
+    pieces = [piece.strip(" ()") for piece in IN_OTHER_UNIT.split(text) if piece.strip(" ()")]
+    pieces = pieces[1:] if pieces and is_label(pieces[0]) and not re.search(r"\d", pieces[0]) else pieces
+    amounts = [split_unit(piece) for piece in pieces]
+    if len(pieces) != 2 or "^" in text or any(number(value) is None or not unit for value, unit in amounts):
+        return []
+    (one, unit_one), (other, unit_other) = amounts
+    is_same = unit_one != unit_other and same_in_both_units(number(one), unit_one, number(other), unit_other)
+    return pieces if is_same else []
 
 
 def all_said(texts: list[str]) -> list[Said]:

@@ -31,7 +31,7 @@ def sides(text: str) -> tuple[str, str]:
         return "", text
     if len(parts) > 2:
         return "", right  # a chain
-    if re.fullmatch("[a-zA-Z]", right) and not re.search("[a-zA-Z]", left):
+    if re.fullmatch("[a-zA-Z]{1,3}", right) and not re.search("[a-zA-Z]", left):
         return right, left  # 5 = x
     if not re.search("[a-zA-Z]", re.sub(r"\\(?!angle|theta|alpha|beta)[a-zA-Z]+", "", left)):
         return "", right  # a calculation
@@ -65,6 +65,10 @@ LABEL = re.compile(
     ),
     re.IGNORECASE,
 )
+# "(1, 2) is the vertex" for "vertex: (1, 2)"
+IS_THE = re.compile(
+    r"([(\[][^()\[\]]{1,60}[)\]]|[^\s,;()\[\]]{1,60}) is the ([A-Za-z]{3,20})(?=$|[,;]| and )"
+)
 A_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
 BETWEEN_PARTS = re.compile(r"^(?:[ ,;]|and\b)+|(?:[ ,;.]|\band)+$")
 
@@ -75,6 +79,7 @@ def parts(text: str) -> list[tuple[str, str]]:
     The labels stand before the values or behind them ("[0, 1] for domain and [2, 3] for range"), or are
     different names ("a = 3, b = 4"). A single label that is no word of PART does not matter.
     """
+    text = IS_THE.sub(r"\2: \1", text) if " is the " in text else text
     labels = list(LABEL.finditer(text)) if A_WORD.search(text) else []
     if not labels:
         return named(text)

@@ -117,9 +117,12 @@ EXPONENT = rf"\^\s*({BRACES}|\([^()]*\)|[-+]?\s*(?:\d+|[a-zA-Z]|\\pi))"
 ENDLESS = re.compile(r"!|:.*:|\\(?:sum|prod|int|lim|binom|Gamma|zeta|approx)|\d{31}|\d\s+\d")
 
 
+OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-z\u0080-\u024F\u0370-\u03FF\u2070-\u218F]")  # no Latin, Greek, ℝ or ⁴
+
+
 def is_tame(text: str) -> bool:
     """Is `text` short, and free of prose and of what could take forever (9^9^9, 2^99999, 10000!, sums)?"""
-    if len(text) > 200 or ENDLESS.search(text):
+    if len(text) > 200 or ENDLESS.search(text) or OTHER_SCRIPT.search(text):
         return False
     exponents = re.findall(EXPONENT, text)
     if len(exponents) != text.count("^"):  # a ^ within an exponent is not among them

@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.grading.clean import clean
+from tasks.grading.clean import FILLER, clean
 from tasks.grading.patterns import FUNCTIONS, WORDS, either
 from tasks.grading.stages import by
 
@@ -35,11 +35,14 @@ def without_markup(text: str) -> str:
 
 NEGATED = re.compile(
     r"\b(?:not|no|none|nor|or|and|cannot|fails?|never|neither|except|without|rather|instead|but|than|while"
-    r"|whereas|closest|either|both|maybe|perhaps|unless|if)\b|n['’]t\b",
+    r"|whereas|closest|either|both|maybe|perhaps|unless|if|whether|doubt\w*|wonder\w*|nobody|nothing|wrong"
+    r"|false|den(?:y|ies)|hardly|unlikely|unclear|impossible|suppose|pretend)\b|n['’]t\b",
     re.IGNORECASE,
 )
 NEITHER = re.compile(r"(?:.* is )?neither(?: (?:even )?n?or odd| odd n?or even| even n?or odd)?")
 YES_OR_NO = ("yes", "no", "true", "false")
+AGREES = {"yes": {"yes", "true"}, "no": {"no", "false"}, "true": {"true"}, "false": {"false"}}
+BEHIND_YES = r"\s*(?:[,.;:]|$)|\s(?=(?:it|there|they|he|she|this|that|i) )"  # "Yes, ..." and "Yes it is"
 TAKEN_BACK = re.compile(r"\b(?:but|however|or|maybe|perhaps|although|though|unless|partly)\b")
 
 
@@ -53,9 +56,11 @@ def names(answer: str, words: str) -> bool:
     if words == "neither":  # "neither even nor odd"
         return NEITHER.fullmatch(answer) is not None
     if words in YES_OR_NO:
-        begins = re.match(rf"{words}\s*(?:[,.;:]|$)", answer) and not TAKEN_BACK.search(answer)
+        begins = re.match(rf"{words}(?:{BEHIND_YES})", answer) and not TAKEN_BACK.search(answer)
         mentioned = set(re.findall(rf"\b{either(*YES_OR_NO)}\b", answer))
-        return mentioned == {words} and (bool(begins) or words in said(answer))
+        if begins:  # "No, that is false" says no
+            return mentioned <= AGREES[words]
+        return mentioned == {words} and words in said(answer)
     return only_words(words) and thing(words) in said(answer)
 
 
@@ -68,10 +73,14 @@ def only_words(text: str) -> bool:
 
 IS = r"(?:is|are|was|were|will|would|must|should)(?: most)?(?: likely| probably)?(?: be)?"
 VERBS = either(
-    rf"\b{IS} (?:pointing|belonging) to\b",  # the arrow is pointing to
+    rf"\b{IS} (?:pointing(?: to)?|belonging to)\b",  # the arrow is pointing to
+    rf"\b{IS} (?:made (?:out )?of|called|named|known as|painted|colou?red)\b",  # the vase is made of
     rf"\b{IS}\b:?",
-    r"\b(?:belongs?|points?) to\b",
-    r"\b(?:shows|depicts|represents|indicates)\b",
+    r"\b(?:belongs? to|points? (?:to|at))\b",
+    r"\b(?:points|faces)\b(?= \w+$)",  # the arrow points north
+    r"\b(?:shows|depicts|represents|indicates|says|reads)\b",
+    r"\b(?:occurs|occurred|happened|began|ended)\b(?= in )",  # the peak occurred in 1998
+    r"\b(?:looks|seems|appears)(?: to be)?\b",
     r":",  # colour: red
 )
 # the first verb that is not one of a relative clause: "the ball that is left is red"
@@ -93,22 +102,33 @@ PRONOUN = re.compile(r"(?:it|this|that|there|here|he|she|they|the answer|answer)
 def said(sentence: str) -> list[str]:
     """What a sentence says, as plain words: ["red"] for "The ball is red."; [] if nothing, or too much.
 
-    "Red is the answer" says red. "Clara is the tallest" says who it is and what, of which a question asks
-    only one. All other sentences say at most one thing: "red or blue" and "is red is blue" say nothing.
+    "Red is the answer" says red, "Clara is the tallest" says who it is. No sentence says more than one thing:
+    "red or blue" and "is red is blue" say nothing.
     """
+    return [thing(text) for text in spoken(sentence)]
+
+
+# a question, or an answer to one of yes and no
+QUESTION = re.compile(r"(?:what|which|who|whose|where|when|why|how|does|do|did|can|could|yes|no)\b(?=.* )")
+# "in 1998", "at 5", "in Paris"
+PLACE = re.compile(r"^(?:(?:in|at|on)(?: the year)? (?=\d)|in (?=\w))")
+
+
+def spoken(sentence: str) -> list[str]:
+    """What a sentence says, as it is written: ["the red one"] for "It is the red one."."""
     text = SHORT_IS.sub(r"\1 is", clean(sentence[:400]).casefold().rstrip(".!"))
-    text = re.sub(r"^(?:so|thus|hence|therefore),? ", "", text)
+    text = re.sub(r"^(?:so|thus|hence|therefore) ", "", FILLER.sub("", text))
     if len(text.split()) > 25 or re.search(r"[\n,;?]|[.!]\s|\bvs\b", text):
         return []
     parts = [part.strip() for part in VERB.split(text)]
     single = SINGLED_OUT.fullmatch(text)
     if single and len(parts) <= 2 and not NEGATED.search(text) and not PRONOUN.match(single[1]):
-        return [thing(single[1]), thing(single[2])]
-    if len(parts) > 2 or (len(parts) == 2 and NEGATED.search(parts[0])):
+        return [single[1]]
+    if len(parts) > 2 or QUESTION.match(text) or (len(parts) == 2 and NEGATED.search(parts[0])):
         return []
     if len(parts) == 2 and CHOSEN.fullmatch(parts[1]) and not PRONOUN.match(parts[0]):
-        return [thing(parts[0])]
-    return [thing(parts[-1])]
+        return [parts[0]]
+    return [parts[-1]]
 
 
 # what it is besides, which says no more: "embryonic stage of pregnancy", "odd function", "the red one"
@@ -121,12 +141,36 @@ SORT = re.compile(
 def thing(text: str) -> str:
     """ "red" of "the red one", "spleen" of "most likely the spleen"."""
     text = re.sub(r"^(?:(?:most )?likely|probably) ", "", text.strip(), flags=re.IGNORECASE)
-    return SORT.sub("", plain_words(text))
+    return SORT.sub("", place(text))
+
+
+# "3 cubes are red" says how many: for the task "auto" it would be both 3 and red
+A_COUNT = re.compile(
+    rf"^one\b|(?<![\w.])(?:\d{{1,3}}|{either(*(word for word in WORDS if word != 'one'))})(?!\w)",
+    re.IGNORECASE,
+)
 
 
 def same_text(answer: str, solution: str, row: dict | None = None) -> bool:
-    """Equal but for case, blanks, an article, quotes, math delimiters, a final full stop; nothing fuzzy."""
-    return by("the same text", plain_text(answer) == plain_text(solution) != "")
+    """Equal but for case, blanks, an article, quotes, math delimiters, a final full stop; or a sentence.
+
+    "It is the Severn." says Severn. Nothing is fuzzy: "red cubes" is not red cube.
+    """
+    if plain_text(answer) == plain_text(solution) != "":
+        return by("the same text", True)
+    wanted = clean(solution)
+    if wanted.casefold() in YES_OR_NO:
+        return by("a sentence that says yes or no", names(answer, wanted))
+    if not (only_words(wanted) or re.fullmatch(r"\d{1,9}", wanted)):
+        return by("the same text", False)
+    if only_words(wanted) and A_COUNT.search(clean(answer[:400])):
+        return by("a sentence that says a number", False)
+    return by("a sentence that says the reference", place(wanted) in map(place, spoken(answer)))
+
+
+def place(text: str) -> str:
+    """ "paris" of "in Paris", "1998" of "in 1998"."""
+    return PLACE.sub("", plain_words(text))
 
 
 def plain_text(text: str) -> str:
