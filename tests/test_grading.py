@@ -273,6 +273,17 @@ def test_agreement_with_verdicts_by_hand():
     assert sum(bool(x) == r["right"] for x, r in zip(ours, rows, strict=True)) >= 0.99 * len(rows)
 
 
+def test_spellings_hacks_and_hedges_by_hand():
+    """Boxes, letters, formulas, units, sentences, chains in the manner of many models; half of them wrong."""
+    path = Path(ROOT, "tests", "data", "spellings.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wrong = []
+    for r in rows:
+        if bool(score(r["output"], r, r["strict"])["accuracy"]) != r["right"]:
+            wrong.append((r["id"], r["solution"], r["output"][-60:]))
+    assert not wrong
+
+
 REGRADE = Path(ROOT).parent / "shared" / "regrade"
 
 
