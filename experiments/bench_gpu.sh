@@ -63,7 +63,7 @@ bench 2b_no_kl    --shape=qwen2_vl_2b $alone --flags="$save" --beta=0.0
 # what fits: 2B with the optimizer in CPU memory in 40 GB, LoRA in 24 GB, 7B by LoRA in 80 GB
 # ("most that torch held" and "GPU memory in use" of the table)
 small="--vllm_gpu_memory=0.15 --micro_tokens=4096"
-bench 2b_40gb --shape=qwen2_vl_2b   $alone --flags="$save $small --offload_optimizer=True"
+bench 2b_40gb --shape=qwen2_vl_2b   $alone --flags="$save $small --zero_stage=2 --offload_optimizer=True"
 bench 2b_24gb --shape=qwen2_vl_2b   $alone --flags="$save $small --lora_rank=16"
 bench 7b_lora --shape=qwen2_5_vl_7b $alone --flags="$save --vllm_gpu_memory=0.35 --lora_rank=16"
 
