@@ -2,13 +2,14 @@
 model.
 
     python qwen.py out/tiny                        # a real Qwen2.5-VL of 0.8 M parameters, random weights
-    python qwen.py out/tiny --family=qwen2_vl      # or qwen2_5_vl, qwen3_vl
+    python qwen.py out/tiny --family=qwen2_vl      # or qwen2_5_vl, qwen3_vl, qwen3_5
 
 The G completions of a prompt share the prompt and its images. Instead of G rows [prompt | completion], a
 group is ONE stretch of tokens [prompt | c_1 | ... | c_G]: images encoded once, prompt read once, G(P+C)
 tokens become P+GC. All groups of a micro-batch are laid end to end, without padding. What keeps the
-completions apart is the attention, which takes every prompt and every completion as a segment of its own,
-and M-RoPE positions that restart after the prompt for each of them:
+completions apart is the attention, which takes every prompt and every completion as a segment of its own
+(so do the gated delta nets of Qwen3.5, see deltanet.py), and M-RoPE positions that restart after the prompt
+for each of them:
 
     token           p p p | a a a | b b           attends to    prompt: itself, causally
     position        0 1 2 | 3 4 5 | 3 4           a completion: all of its prompt, and itself causally
@@ -30,8 +31,9 @@ from torch.utils import checkpoint as recompute
 
 import checkpoint
 import common
+import deltanet
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SPECIAL_TOKENS += ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,6 +155,8 @@ def load_model(
             f"model: '{path}' lacks {len(missing)} of its weights ({missing[0]}, ...); copy it anew"
         )
     register_attention()
+    if deltanet.is_hybrid(model.config):
+        deltanet.register()
     model.config._attn_implementation = f"segments_flash_{kernel}"  # from_pretrained takes no name of ours
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"model: {type(model).__name__} {millions:.1f} M parameters, {dtype}, attention {kernel}")
@@ -170,8 +174,10 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
-    layers = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=layers)
+    layers = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    layers += "|in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj"  # of gated delta nets
+    target = rf".*language_model\..*\.({layers})"
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target)
     inject_adapter_in_model(config, model)
 
 
@@ -711,6 +717,7 @@ class Policy(nn.Module):
             position_ids=batch["position_ids"],
             use_cache=False,
             attend=between_segments(batch["segments"], self.model),
+            scan=deltanet.between_segments(batch["segments"], self.model),
             pixel_values=batch["pixel_values"],
             image_grid_thw=batch["image_grid_thw"],
         ).last_hidden_state  # (1, T, D)
@@ -784,12 +791,13 @@ def tiny_processor(corpus: list[str], family: str):
             "vision_eos_token": "<|vision_end|>",
         },
     )
-    patch = 16 if family == "qwen3_vl" else 14
+    is_third = family in ("qwen3_vl", "qwen3_5")  # they have one processor
+    patch = 16 if is_third else 14
     visual_token = 4 * patch**2  # pixels: 2 x 2 patches
     images = tf.Qwen2VLImageProcessor(
         patch_size=patch, size={"shortest_edge": visual_token, "longest_edge": 16384 * visual_token}
     )
-    if family == "qwen3_vl":
+    if is_third:
         kind, video = tf.Qwen3VLProcessor, tf.Qwen3VLVideoProcessor
     else:
         kind = tf.Qwen2VLProcessor if family == "qwen2_vl" else tf.Qwen2_5_VLProcessor
@@ -807,19 +815,21 @@ def build_tiny(
     corpus: list[str],
     family: str = "qwen2_5_vl",
     hidden: int = 96,
-    layers: int = 3,
+    layers: int = 0,
     vision_layers: int = 2,
     seed: int = 0,
 ) -> None:
     """Write a randomly initialised Qwen-VL of about 0.8 M parameters to `path`, as transformers and vLLM
     load it.
 
-    Head size 32 (the smallest that vLLM's CPU attention takes), so `hidden` must be a multiple of 32.
+    Head size 32 (the smallest that vLLM's CPU attention takes), so `hidden` must be a multiple of 32. Three
+    layers; Qwen3.5 four, every other one a gated delta net.
     """
     import transformers as tf
 
     if family not in FAMILIES:
         raise SystemExit(f"family: '{family}' is none of {', '.join(FAMILIES)}")
+    layers = layers or (4 if family == "qwen3_5" else 3)
     torch.manual_seed(seed)
     processor = tiny_processor(corpus, family)
     ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
@@ -862,11 +872,20 @@ def build_tiny(
         vision |= {"intermediate_size": 2 * hidden, "out_hidden_size": hidden}
         vision |= {"window_size": 112, "fullatt_block_indexes": list(range(1, vision_layers, 2))}
     else:
-        config, kind = tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration
-        # as in every Qwen3-VL; vLLM asks the config, transformers assumes it
+        # as in all of them; vLLM asks the config, transformers assumes it
         text["rope_parameters"]["mrope_interleaved"] = True
         vision |= {"intermediate_size": 2 * hidden, "out_hidden_size": hidden}
-        vision |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
+        vision |= {"patch_size": 16, "num_position_embeddings": 256}
+    if family == "qwen3_vl":
+        config, kind = tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration
+        vision["deepstack_visual_indexes"] = [0]
+    elif family == "qwen3_5":
+        config, kind = tf.Qwen3_5Config, tf.Qwen3_5ForConditionalGeneration
+        text["layer_types"] = [("linear_attention", "full_attention")[i % 2] for i in range(layers)]
+        # only half of each head is rotated, as in Qwen3.5 a quarter is
+        text["rope_parameters"] |= {"partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
+        text |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+        text |= {"linear_key_head_dim": 64, "linear_value_head_dim": 64}  # the smallest that vLLM takes
     model = kind(
         config(
             text_config=text,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+import deltanet
 import qwen
 
 
@@ -41,6 +42,9 @@ def sample_seed(seed: int, step: int, prompt: int) -> int:
 # -----------------------------------------------------------------------------
 
 
+VLLM_CPU_DELTA_NETS = ("bfloat16",)  # what its kernels for gated delta nets take on a CPU
+
+
 def start_vllm(
     path: str,
     dtype: str,
@@ -59,7 +63,7 @@ def start_vllm(
     gpu_memory: share of the GPU for weights and KV cache while the engine is awake
     sleep:      free that memory between rollouts
 
-    Raises SystemExit if vLLM is not installed.
+    Raises SystemExit if vLLM is not installed, or cannot run this model on a CPU.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine core in this process, not in a child
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -70,6 +74,14 @@ def start_vllm(
     except ImportError as error:
         remedy = "run setup.sh, or set --rollout=hf"
         raise SystemExit(f"rollout='vllm': vLLM cannot be imported ({error}); {remedy}") from error
+    from transformers import AutoConfig
+
+    hybrid = deltanet.is_hybrid(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    if hybrid and not cuda and dtype not in VLLM_CPU_DELTA_NETS:
+        raise SystemExit(
+            f"dtype: on CPUs vLLM runs the gated delta nets of '{path}' in bfloat16 alone; "
+            "set --dtype=bfloat16, or sample with the transformers model itself (--rollout=hf, --backend=hf)"
+        )
     options = {
         "model": path,
         "dtype": dtype,
@@ -91,6 +103,8 @@ def start_vllm(
         # A prompt prefilled in two chunks rewinds its random generator, which torch's CPU generators cannot
         # do ("CPU Generator does not use offset"), so there prompts are prefilled whole.
         options["enable_chunked_prefill"] = False
+        # and without chunks it keeps no states of delta nets for prompts that come again
+        options["enable_prefix_caching"] = not hybrid
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         options["distributed_executor_backend"] = "external_launcher"  # torchrun has started the processes
     threads = torch.get_num_threads()
@@ -352,7 +366,9 @@ def prefill(model, prompts: list[dict], n: int, max_tokens: int) -> tuple["Cache
     # M-RoPE goes on behind the prompt's largest position, which is not its length if there are images
     position = torch.stack([qwen.prompt_positions(prompt, model).max() + 1 for prompt in prompts]).to(device)
 
-    cache = Cache(start, length, position, n, max_tokens, qwen.between_segments(packed["segments"], model))
+    attend = qwen.between_segments(packed["segments"], model)
+    scan = deltanet.between_segments(packed["segments"], model)
+    cache = Cache(start, length, position, n, max_tokens, attend, scan)
     hidden = model.model(
         input_ids=packed["input_ids"],
         position_ids=packed["position_ids"],
@@ -360,6 +376,7 @@ def prefill(model, prompts: list[dict], n: int, max_tokens: int) -> tuple["Cache
         image_grid_thw=packed["image_grid_thw"],
         use_cache=False,
         attend=cache.attend_prompts,
+        scan=cache.scan_prompts,
     ).last_hidden_state  # (1, T, D)
     last = hidden[0, start + length - 1]  # (P, D)
     return cache, last.repeat_interleave(n, 0)
@@ -374,31 +391,36 @@ def decode(model, cache: "Cache", token: torch.Tensor, t: int) -> torch.Tensor:
         position_ids=position[..., None],
         use_cache=False,
         attend=cache.attend_token,
+        scan=cache.scan_token,
     ).last_hidden_state  # (B, 1, D)
     return hidden[:, 0]
 
 
 class Cache:
-    """Keys and values of the B sequences in the batch: (B, Hkv, W + max_tokens, d) each in every layer.
+    """Keys and values of the B sequences in the batch: (B, Hkv, W + max_tokens, d) each in every layer; of
+    a gated delta net the last inputs of its convolution and its state, see deltanet.next_token.
 
     Columns 0 to W - 1 hold a sequence's prompt, padded to the longest of the batch, column W + t its token t:
 
         prompt of 3, W = 4      p p p _ | a b c ...         _ is never attended to: False in `visible`
 
-    In every layer the model calls attend_prompts or attend_token for its attention (see qwen.attention). They
-    stay uncompiled under compile_layers: every step has another length.
+    In every layer the model calls attend_prompts or attend_token for its attention (see qwen.attention), or
+    scan_prompts or scan_token for its delta net. They stay uncompiled under compile_layers: every step has
+    another length.
     """
 
-    def __init__(self, start, length, position, n: int, max_tokens: int, between_prompts):
+    def __init__(self, start, length, position, n: int, max_tokens: int, between_prompts, scan):
         """start, length, position (P,): of the prompts in the packed pass, and where their completions go on.
 
-        between_prompts: the attention of that pass.
+        between_prompts: the attention of that pass; scan: what its delta nets ask, None without any.
         """
         self.n, self.max_tokens, self.between_prompts = n, max_tokens, between_prompts
+        self.scan, self.prompts = scan, len(start)
         self.width = int(length.max())  # W
         self.column = self.width  # of the token that is being decoded
         self.position = position.repeat_interleave(n)  # (B,)
-        self.keys, self.values = [], []  # of each layer
+        self.keys, self.values = {}, {}  # by layer
+        self.tails, self.states = {}, {}  # by layer: (B, K - 1, channels), (B, Hv, dk, dv)
         column = torch.arange(self.width + max_tokens, device=start.device)  # (W + max_tokens,)
         visible = (column < length[:, None]) | (column >= self.width)  # (P, W + max_tokens)
         self.visible = visible.repeat_interleave(n, 0)[:, None, None]  # (B, 1, 1, W + max_tokens)
@@ -410,8 +432,8 @@ class Cache:
     @torch.compiler.disable
     def attend_prompts(self, query, key, value, scaling, layer):
         """Each prompt attends to itself. query (1, H, T, d); key and value (1, Hkv, T, d), which are kept."""
-        self.keys.append(self.spread(key))
-        self.values.append(self.spread(value))
+        self.keys[layer] = self.spread(key)
+        self.values[layer] = self.spread(value)
         return self.between_prompts(query, key, value, scaling, layer)
 
     def spread(self, packed: torch.Tensor) -> torch.Tensor:
@@ -443,9 +465,28 @@ class Cache:
         )  # (B, Hkv, H / Hkv, d)
         return out.view(B, 1, H, d)
 
+    @torch.compiler.disable
+    def scan_prompts(self, net, qkv, log_decay, beta):
+        """The prompts of a delta net's layer, whose ends are kept; shapes as Scan's."""
+        out, tail, state = self.scan.prompts(net, qkv, log_decay, beta)
+        # behind the P prompts there may be a blank one, which nothing goes on from
+        self.tails[net.layer_idx] = tail[: self.prompts].repeat_interleave(self.n, 0)
+        self.states[net.layer_idx] = state[: self.prompts].repeat_interleave(self.n, 0)
+        return out.index_select(0, self.scan.result_at)[None]  # (1, T, Hv, dv)
+
+    @torch.compiler.disable
+    def scan_token(self, net, qkv, log_decay, beta):
+        """One new token of each sequence; shapes as deltanet.next_token's."""
+        layer = net.layer_idx
+        out, self.tails[layer], self.states[layer] = deltanet.next_token(
+            net, qkv, log_decay, beta, self.tails[layer], self.states[layer]
+        )
+        return out
+
     def keep(self, running: torch.Tensor) -> None:
         """Drop the sequences where `running` (B,) is False."""
-        self.keys = [keys[running] for keys in self.keys]
-        self.values = [values[running] for values in self.values]
+        for of_layers in (self.keys, self.values, self.tails, self.states):
+            for layer, of_sequences in of_layers.items():
+                of_layers[layer] = of_sequences[running]
         self.visible = self.visible[running]
         self.position = self.position[running]

@@ -1439,7 +1439,12 @@ def test_images_that_fit_are_not_touched(processor):
     assert data.fit_image(picture(0, 112, 112), 28, 3136, 6272).size == (56, 56)
 
 
-FAMILIES = {"qwen2_vl": (1000, 1000), "qwen2_5_vl": "resized", "qwen3_vl": (1000, 1000)}
+FAMILIES = {
+    "qwen2_vl": (1000, 1000),
+    "qwen2_5_vl": "resized",
+    "qwen3_vl": (1000, 1000),
+    "qwen3_5": (1000, 1000),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

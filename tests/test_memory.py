@@ -64,7 +64,7 @@ def test_parameters_of_the_published_shapes(shape):
     check_parameters(net, s, rank=16)
 
 
-@pytest.mark.parametrize("family", qwen.FAMILIES)
+@pytest.mark.parametrize("family", memory.FAMILIES)
 def test_parameters_of_a_checkpoint(tiny_folder, tmp_path, family):
     folder = tiny_folder(family)
     (tmp_path / "config.json").write_bytes(Path(folder, "config.json").read_bytes())
@@ -127,7 +127,7 @@ def kept_bytes(net, forward) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("family", qwen.FAMILIES)
+@pytest.mark.parametrize("family", memory.FAMILIES)
 def test_activations(tmp_path_factory, monkeypatch, family, dtype):
     import data
 
