@@ -49,7 +49,7 @@ FREE_KNOBS = {
     "eval_source", "eval_split", "eval_rows", "eval_metric",
     "learning_rate", "lr_schedule", "warmup_steps",
     "attn", "compile_layers", "grad_checkpointing", "micro_tokens", "reward_workers",
-    "vllm_gpu_memory", "vllm_sleep",
+    "vllm_gpu_memory", "vllm_sleep", "vllm_gpus", "vllm_tensor_parallel",
 }
 # fmt: on
 

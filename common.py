@@ -49,20 +49,37 @@ def run(main) -> None:
     except BaseException as error:
         if "TORCHELASTIC_ERROR_FILE" not in os.environ or getattr(error, "code", "") in (None, 0):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends the others: nothing is to be saved
-        if not first_to_fail():
+        first = first_to_fail()
+        # torchrun ends the others by SIGTERM: nothing is to be saved, but the sentence has to be written
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if first else signal.SIG_DFL)
+        if not first:
             time.sleep(2)  # torchrun takes the one that ended first for the cause
             sys.exit(1)
         if isinstance(error, SystemExit):
             sentence = str(error)
         elif isinstance(error, torch.OutOfMemoryError):
             sentence = out_of_memory(error)
+        elif is_lost(error):
+            sentence = LOST
         else:
             sys.excepthook(type(error), error, error.__traceback__)
             sentence = f"{type(error).__name__}: {error} (its traceback is above)"
         message = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(1)
+
+
+LOST = (
+    "processes: another process of this run has ended, and with it this one; torchrun's report says which, "
+    "and the same command goes on from the last save"
+)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Has a collective failed because another process is gone? Such is gloo's and NCCL's wording."""
+    closed = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in closed)
 
 
 def first_to_fail() -> bool:
@@ -268,7 +285,7 @@ CHOICES = {
 }
 POSITIVE = (  # of the trainers; in other knobs 0 has a meaning
     "steps", "prompts_per_step", "batch_size", "max_prompt_length", "max_completion_length",
-    "updates_per_rollout", "min_pixels", "max_pixels", "eval_rows", "log_interval",
+    "updates_per_rollout", "vllm_tensor_parallel", "min_pixels", "max_pixels", "eval_rows", "log_interval",
 )
 # fmt: on
 

@@ -43,7 +43,7 @@ def evaluate(prompts: list[dict], sample, decode, scorer, metric: str, when: str
     sample and decode as in the trainers; `metric`: one more task, reward part or function, by name, or "".
     With several sources or tasks also the accuracy of each: {"eval_accuracy/geoqa": 0.5, "eval_n/geoqa": 20}.
     """
-    groups = sample(prompts, 1, [0] * len(prompts), 0.0) if prompts else []
+    groups = sample(prompts, 1, [0] * len(prompts), 0.0)  # also without prompts: see samplers.py
     completions = [group[0] for group in groups]
     texts = [[decode(prompt, one)] for prompt, one in zip(prompts, completions, strict=True)]
     rows = [prompt["row"] | {"reward_func": None} for prompt in prompts]  # all judged alike

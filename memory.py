@@ -141,10 +141,13 @@ def lora_parameters(s: Shape, rank: int) -> int:
 
 
 class Run:
-    """The knobs of train_grpo.py or train_sft.py on w GPUs, and what follows from both."""
+    """The knobs of train_grpo.py or train_sft.py on so many cards, of which w train, and what follows."""
 
-    def __init__(self, config: dict, world: int, gpu_bytes: float):
-        self.config, self.w, self.gpu_bytes = config, world, gpu_bytes
+    def __init__(self, config: dict, cards: int, gpu_bytes: float):
+        self.config, self.cards, self.gpu_bytes = config, cards, gpu_bytes
+        self.samplers = config.get("vllm_gpus", 0)  # cards that sample and never train
+        self.w = world = cards - self.samplers
+        common.require(world > 0, f"vllm_gpus: of {cards} GPUs {self.samplers} would sample and none train")
         self.s = s = read_shape(config["model"])
         self.e = qwen.DTYPES[config["dtype"]].itemsize
         self.half = self.e == 2  # 16 bits
@@ -155,7 +158,8 @@ class Run:
         self.t = self.base if self.tower_trained else lora_parameters(s, self.lora) or language
         self.n = self.base + (self.t if self.lora else 0)
         self.stage, self.offload = config["zero_stage"], config["offload_optimizer"]
-        self.vllm = config.get("rollout") == "vllm"
+        self.has_engine = config.get("rollout") == "vllm"
+        self.vllm = self.has_engine and not self.samplers  # on the trainers' cards
         self.sleeps = self.vllm and config["vllm_sleep"]
         self.prompts = (config.get("prompts_per_step") or config["batch_size"]) / world  # of a process
         self.group = config.get("group_size", 1)
@@ -237,17 +241,25 @@ def rollout_tokens(r: Run) -> float:
     return r.prompts * (r.prompt + r.group * r.completion)
 
 
+def share_bytes(r: Run) -> float:
+    """vLLM's share of a card on which it runs."""
+    return r.config["vllm_gpu_memory"] * r.gpu_bytes if r.has_engine else 0
+
+
 def engine_bytes(r: Run) -> float:
-    """vLLM's share of the card."""
-    return r.config["vllm_gpu_memory"] * r.gpu_bytes if r.vllm else 0
+    """The same of a card that trains."""
+    return share_bytes(r) if r.vllm else 0
 
 
 def engine_needs_bytes(r: Run, tokens: float) -> float:
     """Weights, the pass that it measures (gate, up, product; float32 logits three times), half a GB, keys
-    and values of so many tokens. Without room for one sequence it does not start.
+    and values of so many tokens. Without room for one sequence it does not start. Tensor parallelism divides
+    all but the logits, and the tokens where there are fewer heads of keys than processes.
     """
+    parts = r.config["vllm_tensor_parallel"]
     work = 3 * r.e * r.s.feed * max(VLLM_TOKENS, r.prompt + r.completion)
-    return r.e * r.base + work + 12 * VLLM_SEQUENCES * r.s.vocabulary + 0.5e9 + key_value_bytes(r, tokens)
+    tokens_bytes = key_value_bytes(r, tokens) / min(parts, r.s.key_heads)
+    return (r.e * r.base + work) / parts + 12 * VLLM_SEQUENCES * r.s.vocabulary + 0.5e9 + tokens_bytes
 
 
 class Pass(NamedTuple):
@@ -331,8 +343,8 @@ def moments_bytes(r: Run) -> dict[str, float]:
 
 def first_failure(r: Run, slack: float = 0.0) -> tuple[str, float, float]:
     """The first moment that takes more than there is, and `slack` of it more: name, bytes, limit."""
-    needs = engine_needs_bytes(r, r.prompt + r.completion) if r.vllm else 0
-    found = [("start of vLLM within vllm_gpu_memory", needs, engine_bytes(r) * (1 + max(0, slack)))]
+    needs = engine_needs_bytes(r, r.prompt + r.completion) if r.has_engine else 0
+    found = [("start of vLLM within vllm_gpu_memory", needs, share_bytes(r) * (1 + max(0, slack)))]
     found += [(moment, size, r.gpu_bytes * (1 + slack)) for moment, size in moments_bytes(r).items()]
     return next((one for one in found if one[1] > one[2]), ("", 0, 0))
 
@@ -361,6 +373,8 @@ def changes(r: Run) -> list[dict]:
     c = r.config
     tokens = c["micro_tokens"] or FIRST_TOKENS
     found = [{"grad_checkpointing": True}, {"micro_tokens": tokens // 2}, {"micro_tokens": tokens // 4}]
+    if r.has_engine and r.samplers:
+        found += [{"vllm_gpu_memory": 0.9}]
     if r.vllm:
         least = engine_needs_bytes(r, r.prompt + r.completion) / r.gpu_bytes
         shares = [i / 20 for i in range(18, 0, -1) if least <= i / 20]  # in these vLLM starts
@@ -382,7 +396,7 @@ def remedy(r: Run, most: str = "lora_rank") -> dict | None:
     tried = tried[: 1 + max(i for i, knobs in enumerate(tried) if most in knobs)]
 
     def fits(knobs: dict, spare: float) -> bool:
-        return not first_failure(Run(r.config | knobs, r.w, r.gpu_bytes), -spare)[0]
+        return not first_failure(Run(r.config | knobs, r.cards, r.gpu_bytes), -spare)[0]
 
     for spare in (UNCERTAINTY, 0):
         changed = {}
@@ -405,7 +419,7 @@ def advice(r: Run) -> str:
 
 def verdict(r: Run) -> str:
     """One line: does it fit, how much is it, what would help."""
-    cards = f"{r.w} x {r.gpu_bytes / 1e9:.0f} GB"
+    cards = f"{r.cards} x {r.gpu_bytes / 1e9:.0f} GB"
     moment, size, limit = first_failure(r)
     if moment:
         return f"does not fit {cards}: {size / 1e9:.1f} of {limit / 1e9:.1f} GB at the {moment}; {advice(r)}"
@@ -452,16 +466,21 @@ def show(config: dict) -> bool:
 
 
 def text(config: dict, world: int, gpu_gb: float) -> str:
-    """The plan of a run on `world` cards that have gpu_gb each: a table, and the verdict."""
+    """The plan of a run on `world` cards, samplers included, of gpu_gb each: a table, and the verdict."""
     r = Run(config, world, gpu_gb * 1e9)
     p, held = largest_pass(r), held_bytes(r)
     rows = [*held.items(), ("sum, held all the time", sum(held.values()))]
-    if r.vllm:
-        room = max(0, engine_bytes(r) - engine_needs_bytes(r, 0))
+    if r.has_engine:
+        room = max(0, share_bytes(r) - engine_needs_bytes(r, 0))
         when = "asleep in the update" if r.sleeps else "never asleep"
-        rows.append((f"vLLM: {config['vllm_gpu_memory']:.0%} of the card, {when}", engine_bytes(r)))
+        where = f"of {r.samplers} other card(s)" if r.samplers else f"of the card, {when}"
+        rows.append((f"vLLM: {config['vllm_gpu_memory']:.0%} {where}", share_bytes(r)))
         rows.append(("  room for keys and values in it", room))
-        rows.append(("  all completions at full length", key_value_bytes(r, rollout_tokens(r))))
+        # of all trainers that an engine serves
+        engines = r.samplers // config["vllm_tensor_parallel"] or r.w / config["vllm_tensor_parallel"]
+        tokens = rollout_tokens(r) * r.w / engines
+        tokens_bytes = key_value_bytes(r, tokens) / min(config["vllm_tensor_parallel"], r.s.key_heads)
+        rows.append(("  all completions at full length", tokens_bytes))
     rows.append((f"activations of {p.tokens:,.0f} tokens", activation_bytes(r, p)))
     rows.append((f"logits of {min(qwen.Policy.CHUNK, p.responses):,.0f} tokens", logit_bytes(r, p)))
     rows.append(("gradients in a pass", gradient_bytes(r)[1] + (bucket_bytes(r) if r.stage < 3 else 0)))
@@ -472,13 +491,13 @@ def text(config: dict, world: int, gpu_gb: float) -> str:
     return "\n".join([*lines, *(f"  {name:<50}{size / 1e9:>8.1f}" for name, size in rows), verdict(r)])
 
 
-def check(config: dict, world: int, gpu_bytes: int, say=print) -> None:
+def check(config: dict, cards: int, gpu_bytes: int, say=print) -> None:
     """SystemExit if the run will not fit, by more than UNCERTAINTY. Not without a GPU, or with plan='off'."""
     asked = gpu_bytes and config["plan"] != "off"
     if asked and config["model"] not in PUBLISHED and deltanet.is_hybrid(read_config(config["model"])):
         say("memory: no plan for a model with gated delta nets")
         asked = False
-    r = Run(config, world, gpu_bytes) if asked else None
+    r = Run(config, cards, gpu_bytes) if asked else None
     moment, size, limit = first_failure(r, UNCERTAINTY) if r else ("", 0, 0)
     if moment:
         sizes = f"takes {size / 1e9:.0f} GB by arithmetic, of {limit / (1 + UNCERTAINTY) / 1e9:.0f}"

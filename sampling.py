@@ -56,12 +56,14 @@ def start_vllm(
     seed: int = 0,
     cuda: bool = False,
     sleep: bool = False,
+    tensor_parallel: int = 1,
 ):
     """One engine per process (data parallel), in this process: the trainer hands it tensors.
 
     limits:     data.processor_limits, which keep vLLM from resizing images again, by the checkpoint's limits
     gpu_memory: share of the GPU for weights and KV cache while the engine is awake
     sleep:      free that memory between rollouts
+    tensor_parallel: so many processes in a row share one engine, and must ask it the same
 
     Raises SystemExit if vLLM is not installed, or cannot run this model on a CPU.
     """
@@ -94,6 +96,7 @@ def start_vllm(
         "mm_processor_kwargs": {"size": limits} if limits else None,
         "skip_mm_profiling": True,
         "enable_prefix_caching": True,
+        "tensor_parallel_size": tensor_parallel,
     }
     if cuda:
         options["gpu_memory_utilization"] = gpu_memory
@@ -105,8 +108,9 @@ def start_vllm(
         options["enable_chunked_prefill"] = False
         # and without chunks it keeps no states of delta nets for prompts that come again
         options["enable_prefix_caching"] = not hybrid
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        options["distributed_executor_backend"] = "external_launcher"  # torchrun has started the processes
+    if max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")) > 1:
+        # torchrun has started the processes, and LOCAL_RANK is the GPU, also of an engine that is alone
+        options["distributed_executor_backend"] = "external_launcher"
     threads = torch.get_num_threads()
     with quiet():
         llm = LLM(**options)
@@ -156,6 +160,8 @@ def rollout_vllm(
     """
     from vllm import SamplingParams
 
+    if not prompts:
+        return []
     if len(banned) > MOST_BANNED:
         raise SystemExit(
             f"vllm: {len(banned)} ids of this vocabulary are no tokens and must not be sampled, and vLLM can "

@@ -28,6 +28,7 @@ token is a response token.
 
     torchrun --nproc_per_node=2 train_grpo.py configs/tiny.py     # 2 cores, a minute, after the cold start
     torchrun --nproc_per_node=8 train_grpo.py configs/clevr.py    # R1-V's run: Qwen2-VL-2B counts, 8 GPUs
+    torchrun --nproc_per_node=8 train_grpo.py configs/openv_visual.py  # 7 GPUs train, 1 samples
     torchrun --nproc_per_node=1 train_grpo.py configs/clevr_1gpu.py configs/ablate_no_kl.py --seed=2
 
 Writes to out_dir: config.json, run.json, metrics.jsonl, rollouts.jsonl, curves.png, rollouts.html;
@@ -49,6 +50,7 @@ import heldout
 import memory
 import qwen
 import rewards
+import samplers
 import sampling
 from configurator import configure
 
@@ -92,8 +94,10 @@ max_completion_length = 256  # tokens; longer completions are cut off
 temperature = 0.9         # R1-V's; log-probs are taken at the same temperature (R1-V takes them at 1)
 top_p = 1.0               # below 1 the sampler is not the trainer's policy: importance weights are biased
 top_k = 0                 # 0 = off; as top_p
-vllm_gpu_memory = 0.4     # share of each GPU for vLLM's weights and KV cache
-vllm_sleep = True         # on GPUs: vLLM gives its memory back during the update
+vllm_gpu_memory = 0.4     # share of each GPU that samples for vLLM's weights and KV cache
+vllm_sleep = True         # on GPUs that also train: vLLM gives its memory back during the update
+vllm_gpus = 0             # the last so many processes sample and never train; 0 = every trainer samples
+vllm_tensor_parallel = 1  # processes over which an engine is spread: for models that fit no single GPU
 # reward
 reward_weights = {"accuracy": 1.0, "format": 1.0}  # parts of rewards.py, or your own "module:function"
 reward_workers = 4        # scoring processes beside each training process; 0 = none (1 for your own parts)
@@ -224,6 +228,9 @@ def main():
     config = configure(globals(), sys.argv[1:], __file__)
     if memory.show(config):
         return
+    samplers.check(config)
+    if samplers.samples_here(vllm_gpus):  # this process never trains
+        return samplers.serve(config)
     part_weights = rewards.check_weights(reward_weights)
     rewards.check_metric("eval_metric", eval_metric)
     # first of all: its processes must not inherit a GPU or an engine
@@ -232,10 +239,11 @@ def main():
     # -------------------------------------------------------------------------
     # processes, checks, logs
     # -------------------------------------------------------------------------
+    parts = samplers.split(vllm_gpus)  # from here on the world is the trainers'
     rank, world, device = common.setup(seed)
     say = print if rank == 0 else lambda *a, **k: None  # one process talks for all
     common.check_knobs(config, world)
-    memory.check(config, world, memory.device_bytes())
+    memory.check(config, world + vllm_gpus, memory.device_bytes())
     P = prompts_per_step // world
     G = group_size
     S = P * G
@@ -246,7 +254,6 @@ def main():
     # -------------------------------------------------------------------------
     processor = qwen.load_processor(model)
     tokenizer = processor.tokenizer
-    end = qwen.end_ids(processor)
     base = checkpoint.base_files(model)  # tokenizer, chat template ...: the exports carry them as they are
 
     def encode(row):
@@ -296,22 +303,7 @@ def main():
     # -------------------------------------------------------------------------
     # rollout engine, evaluation, resume
     # -------------------------------------------------------------------------
-    llm = None  # vLLM's engine, in this process: on the same GPU as the trainer
-    on_gpu = device.type == "cuda"
-    sleeps = rollout == "vllm" and vllm_sleep and on_gpu
-    if rollout == "vllm":
-        say("vllm: starting the engine; half a minute on a CPU, up to two on a GPU", flush=True)
-        longest = max_prompt_length + max_completion_length
-        limits = data.processor_limits(processor, max_pixels)
-        settings = {"gpu_memory": vllm_gpu_memory, "seed": seed, "cuda": on_gpu, "sleep": sleeps}
-        llm = sampling.start_vllm(model, dtype, longest, data.MAX_IMAGES, limits, **settings)
-
-    def sample(prompts, n, seeds, temperature):
-        """n completions of each prompt from the current policy: per prompt a list of sampling.Completion."""
-        knobs = {"top_p": top_p, "top_k": top_k, "max_tokens": max_completion_length}
-        if rollout == "vllm":
-            return sampling.rollout_vllm(llm, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
-        return sampling.rollout_hf(net, prompts, n, seeds, temperature, **knobs, banned=banned, end=end)
+    sampler = samplers.start(config, net, processor, banned, device, parts, say)
 
     def decode(prompt, completion):
         """The text of a completion, with what the chat template has opened for it."""
@@ -327,11 +319,11 @@ def main():
     def evaluate():
         """Greedy accuracy and more on the held-out rows. ALL RANKS."""
         when = f"step {step}/{steps}"
-        return heldout.evaluate(eval_prompts, sample, decode, scorer, eval_metric, when, say)
+        return heldout.evaluate(eval_prompts, sampler.sample, decode, scorer, eval_metric, when, say)
 
     step = checkpoint.resume(engine, net, base, stream, config, rank, say)  # 0: from the start
-    if step > 0 and rollout == "vllm":  # its engine has started with the weights of `model`
-        sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage))
+    if step > 0:  # an engine has started with the weights of `model`
+        sampler.sync(checkpoint.full_state(net, zero_stage))
     log = common.Log(out_dir, rank, config, trackers, step)
     flat_steps = common.FlatSteps()
     kinds = common.Kinds()  # sources and tasks of the rows
@@ -356,10 +348,9 @@ def main():
         # 2) rollout: seeds from (step, prompt), the same after a resume; as long as no row is skipped also on
         # any number of processes
         seeds = [sampling.sample_seed(seed, step, p * world + rank) for p in range(P)]
-        groups = sample(prompts, G, seeds, temperature)  # P groups of G completions
+        sampler.start(prompts, G, seeds, temperature)
+        groups = sampler.result()  # P groups of G completions
         completions = [completion for group in groups for completion in group]  # S
-        if sleeps:
-            llm.sleep(level=1)  # weights to CPU memory, KV cache dropped
         watch.lap("rollout")
 
         # 3) reward
@@ -468,9 +459,8 @@ def main():
                 norm = common.optimizer_step(engine, update_lr, dtype)  # clip the norm, AdamW, zero
             watch.lap("update")
 
-        # 7) sync the new weights into vLLM
-        if rollout == "vllm" and (any_used or sleeps):  # new weights, or only to wake the engine up
-            sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)
+        # 7) sync the new weights into vLLM, one at a time
+        sampler.sync(checkpoint.full_state(net, zero_stage))
         step += 1
         watch.lap("sync")
 
@@ -533,7 +523,8 @@ def main():
 
     say(f"done: {step} steps, {common.clock(time.time() - started)}, checkpoint {out_dir}/step-{step:06d}")
     scorer.close()
-    common.finish(llm)
+    sampler.close()
+    common.finish(sampler.llm)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def step(run: str) -> str:
 
 
 GRPO, SFT, QWEN, COMMON = "train_grpo.py", "train_sft.py", "qwen.py", "common.py"
-CHECKPOINT, SAMPLING, DATA, REWARDS = "checkpoint.py", "sampling.py", "data.py", "rewards.py"
+CHECKPOINT, SAMPLING, SAMPLERS = "checkpoint.py", "sampling.py", "samplers.py"
+DATA, REWARDS = "data.py", "rewards.py"
 MATH = "tests/test_math.py"
 LEARNING = "tests/test_learning.py"
 PACKED = "tests/test_qwen.py -k packed"
@@ -178,16 +179,27 @@ MUTANTS = [
     ),
     Mutant(
         GRPO,
-        "sampling.sync_weights(llm, checkpoint.full_state(net, zero_stage), sleeps)",
-        "pass",
+        "one at a time\n        sampler.sync(",
+        "one at a time\n        list(",
         "tests/test_engines.py",
     ),
     Mutant(GRPO, "rewards.total(of_one, part_weights)", "sum(of_one.values())", step("dr_grpo")),
     Mutant(GRPO, "texts[p * G : p * G + G] for", "texts[p * G : p * G + G][::-1] for", step("dr_grpo")),
     Mutant(GRPO, "stream.take(P)", "stream.take(P + 1)[:P]", step("dr_grpo")),
-    Mutant(GRPO, "sample(prompts, G, seeds, temperature)", "sample(prompts, G, seeds, 1.0)", step("dr_grpo")),
+    Mutant(GRPO, "start(prompts, G, seeds, temperature)", "start(prompts, G, seeds, 1.0)", step("dr_grpo")),
     Mutant(GRPO, "tally.add(real, clip_fraction", "tally.add(clip_fraction", step("idle")),
-    Mutant(GRPO, "(any_used or sleeps)", "step % 2 == 0", "tests/test_engines.py"),
+    Mutant(
+        GRPO,
+        "one at a time\n        sampler.sync(",
+        "one at a time\n        step % 2 or sampler.sync(",
+        "tests/test_engines.py",
+    ),
+    Mutant(
+        SAMPLERS,
+        "jobs = [trainer.recv() for trainer in trainers]",
+        "jobs = [trainer.recv() for trainer in trainers[::-1]]",
+        "tests/test_samplers.py -k two_trainers",
+    ),
     Mutant(
         COMMON,
         "(total + real * values.sum(), count + real * values.numel())",
