@@ -628,7 +628,9 @@ def load_state(engine, stream, state: Path, rank: int) -> tuple[int, int]:
         set_random_states(load_tensors(state / f"rank-{rank:05d}.pt"))
     else:  # a process that was not there: numbers of its own, the same whenever it goes on from here
         seed = random.Random(f"{loop['config']['seed']}-{loop['step']}-{rank}").getrandbits(32)
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
     if len(loop["cursors"]) == world:
         stream.cursor = loop["cursors"][rank]
         stream.skipped = loop["skipped"][rank]

@@ -945,8 +945,8 @@ class Stream:
         decides what comes next.
         """
         before = len(cursors)
-        common = math.gcd(before, self.world)  # ranks and lanes that leave the same rest go together
-        for lane in range(self.rank % common, before, common):
+        stride = math.gcd(before, self.world)  # ranks and lanes that leave the same rest go together
+        for lane in range(self.rank % stride, before, stride):
             stream = Stream(self.rows, self.encode, self.seed, lane, before, self.shuffle, self.say)
             stream.cursor, stream.skipped = cursors[lane], skipped[lane]
             stream.worker, stream.readers = self.worker, self.readers

@@ -20,7 +20,6 @@ import torch
 
 import checkpoint
 import common
-import deltanet
 import qwen
 from configurator import find_block
 
@@ -82,12 +81,19 @@ def read_shape(model: str) -> Shape:
     if model in PUBLISHED:
         return PUBLISHED[model]
     config = read_config(model)
-    if deltanet.is_hybrid(config):
+    if config.model_type not in FAMILIES:
         raise SystemExit(
-            f"plan: '{model}' has gated delta nets, and what their states and kernels take of memory has not "
-            "been worked out; a run starts without a plan, and micro_tokens=0 measures what a token takes"
+            f"plan: '{model}' is a {config.model_type}, and what it takes of memory has been worked out for "
+            f"{', '.join(FAMILIES)} alone; a run starts without a plan, and micro_tokens=0 measures a token"
         )
     return shape_of(config)
+
+
+def attention_heads(model: str) -> int:
+    """Of the language model, of any family."""
+    if model in PUBLISHED:
+        return PUBLISHED[model].heads
+    return read_config(model).get_text_config().num_attention_heads
 
 
 def shape_of(config) -> Shape:
@@ -494,9 +500,11 @@ def text(config: dict, world: int, gpu_gb: float) -> str:
 def check(config: dict, cards: int, gpu_bytes: int, say=print) -> None:
     """SystemExit if the run will not fit, by more than UNCERTAINTY. Not without a GPU, or with plan='off'."""
     asked = gpu_bytes and config["plan"] != "off"
-    if asked and config["model"] not in PUBLISHED and deltanet.is_hybrid(read_config(config["model"])):
-        say("memory: no plan for a model with gated delta nets")
-        asked = False
+    if asked and config["model"] not in PUBLISHED:
+        family = read_config(config["model"]).model_type
+        if family not in FAMILIES:
+            say(f"memory: no plan for a {family}")
+            asked = False
     r = Run(config, cards, gpu_bytes) if asked else None
     moment, size, limit = first_failure(r, UNCERTAINTY) if r else ("", 0, 0)
     if moment:

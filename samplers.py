@@ -87,7 +87,7 @@ def check(config: dict) -> None:
         f"vllm_gpus: {n // t} engines for {world - n} trainer(s), and a trainer uses one; set "
         f"--vllm_tensor_parallel={n}, or a smaller --vllm_gpus",
     )
-    heads = memory.read_shape(config["model"]).heads if t > 1 else t
+    heads = memory.attention_heads(config["model"]) if t > 1 else t
     common.require(
         heads % t == 0,
         f"vllm_tensor_parallel: {t} does not divide the {heads} attention heads of {config['model']}",

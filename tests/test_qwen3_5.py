@@ -193,11 +193,11 @@ def test_what_cannot_be_done_yet_is_said_in_a_sentence(kit):
         SystemExit, match="^dtype: on CPUs vLLM runs the gated delta nets .* bfloat16 alone; "
     ):
         sampling.start_vllm(kit.folder, "float32", max_model_len=512)
-    with pytest.raises(SystemExit, match="^plan: '.*' has gated delta nets, .* a run starts without a plan"):
+    with pytest.raises(SystemExit, match="^plan: '.*' is a qwen3_5, .* a run starts without a plan"):
         memory.read_shape(kit.folder)
     said = []
     memory.check({"plan": "", "model": kit.folder}, 1, 10**9, said.append)
-    assert said == ["memory: no plan for a model with gated delta nets"]
+    assert said == ["memory: no plan for a qwen3_5"]
 
 
 # -----------------------------------------------------------------------------

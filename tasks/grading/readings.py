@@ -101,8 +101,8 @@ def aside_as_equation(text: str) -> str:
 
 def contradicts(text: str) -> bool:
     """Does a text call different numbers the same: "pq = 6 = 7", "4 is 5", but not "x = 2.66 = 2.7"?"""
-    sides = SAYS.split(clean(text[:600])) if SAYS.search(text) else []
-    amounts = [split_unit(LEAD.sub("", side.strip(" ."))) for side in sides[-20:]]
+    stated = SAYS.split(clean(text[:600])) if SAYS.search(text) else []
+    amounts = [split_unit(LEAD.sub("", side.strip(" ."))) for side in stated[-20:]]
     amounts = [(value, unit) for value, unit in amounts if number(value) is not None]
     return any(not may_be_same(*one, *other) for one, other in zip(amounts, amounts[1:], strict=False))
 
