@@ -82,7 +82,7 @@ def mix(net: nn.Module, hidden: torch.Tensor, scan) -> torch.Tensor:
 
 
 def delta_rule(net, qkv, log_decay, beta, state=None, one_token=False):
-    """The recurrence, by the kernels that transformers has found: flash-linear-attention's, or its own.
+    """The recurrence, by transformers' own functions in torch, on GPUs too.
 
     qkv (rows, length, channels) after the convolution, log_decay and beta (rows, length, Hv), state (rows,
     Hv, dk, dv) before the first token, zeros if None. Returns (rows, length, Hv, dv) and the state after the
